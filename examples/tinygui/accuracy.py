@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImag
 from star_kv_sglang.rollout.scoring import is_correct
 from star_kv_sglang.rollout.trajectory import Question, Trajectory, Turn, load_trajectories
 from tinygui.trajectories import generate
+from tinygui.worlds import PANELS, WORLDS
 
 MODEL = Path(__file__).with_name("model")
 
@@ -101,20 +102,23 @@ def accuracy(replies: Iterable[Reply]) -> dict[str, tuple[int, int]]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description="Accuracy of the shipped model with the full cache.")
+    parser = argparse.ArgumentParser(description="Accuracy of a model with the full cache.")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder")
+    parser.add_argument("--world", choices=list(WORLDS), default=PANELS.name)
     parser.add_argument("--file", type=Path, help="a trajectory file instead of fresh seeds")
     parser.add_argument("--seed", type=int, default=1_000_000)
     parser.add_argument("--count", type=int, default=50, help="trajectories")
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--questions", type=int, default=4, help="questions a turn")
     args = parser.parse_args()
+    world = WORLDS[args.world]
     seeds = range(args.seed, args.seed + args.count)
     trajectories = (
         load_trajectories(args.file)[: args.count]
         if args.file
-        else [generate(seed, num_turns=args.turns, questions_per_turn=args.questions) for seed in seeds]
+        else [generate(seed, num_turns=args.turns, questions_per_turn=args.questions, world=world) for seed in seeds]
     )
-    answerer = Answerer()
+    answerer = Answerer(args.model)
     replies = [reply for trajectory in trajectories for reply in answerer.answer(trajectory)]
     for name, (right, asked) in accuracy(replies).items():
         print(f"{name:14} {right:5} of {asked:5}  {right / asked:7.2%}")

@@ -10,23 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.rollout.scoring import is_correct
 from star_kv_sglang.rollout.trajectory import Question
 from tinygui.accuracy import MODEL
 from tinygui.recall import RecallCase, chat_messages, recall_cases
-from tinygui.render import render_png
+from tinygui.worlds import PANELS, WORLDS
 
 
 def ask(engine: Any, tokenizer: Any, case: RecallCase) -> list[tuple[Question, bool]]:
     """Play a trajectory and ask its recalls."""
-    pictures = [Image.open(BytesIO(render_png(screen))).convert("RGB") for screen in case.screens]
+    pictures = case.pictures()
     for turn in range(len(case.history)):
         prompt = _prompt(tokenizer, case, turn, case.history[turn].text)
         engine.generate(prompt=prompt, image_data=pictures[: turn + 1], sampling_params=_greedy())
@@ -52,6 +49,8 @@ def _greedy() -> dict[str, float | int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one policy at one budget and print."""
     parser = argparse.ArgumentParser(description="Recall of pruned history on the real engine.")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder")
+    parser.add_argument("--world", choices=list(WORLDS), default=PANELS.name)
     parser.add_argument("--policy", default="distinct")
     parser.add_argument("--budget", type=float, default=0.1)
     parser.add_argument("--policy-config", default=None, help="as --kv-policy-config of the server")
@@ -65,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import sglang
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
     policy = {"kv_policy": args.policy}
     if args.policy != "full":
         policy |= {"kv_budget": args.budget, "kv_policy_config": args.policy_config}
     engine = sglang.Engine(
         **cpu_mode.cpu_engine_kwargs(
-            model_path=str(MODEL),
+            model_path=str(args.model),
             dtype="float32",
             max_total_tokens=12_000,
             enable_precise_embedding_interpolation=True,
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     )
     try:
-        cases = recall_cases(args.seed, args.count, num_recalls=args.recalls)
+        cases = recall_cases(args.seed, args.count, num_recalls=args.recalls, world=WORLDS[args.world])
         results: list[tuple[Question, bool]] = []
         for case in cases:
             results += ask(engine, tokenizer, case)
@@ -91,7 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     right = sum(ok for _, ok in results)
     print(f"{args.policy} {args.budget}: {right} of {len(results)} = {right / len(results):.3f}", flush=True)
     if args.out:
-        row = {"policy": args.policy, "budget": args.budget, "config": args.policy_config}
+        row = {
+            "model": args.model.name,
+            "world": args.world,
+            "policy": args.policy,
+            "budget": args.budget,
+            "config": args.policy_config,
+        }
         row |= {"right": [ok for _, ok in results], "back": [question.back for question, _ in results]}
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from star_kv_sglang.rollout.trajectory import Question
+from tinygui.accuracy import MODEL
 from tinygui.frame_scores import SCORES, FrameView, Score
 from tinygui.recall import Packed, RecallModel, recall_cases
+from tinygui.worlds import PANELS, WORLDS
 
 GRID = (9, 14)
 ATTENTION = "pruned_history"
@@ -114,6 +116,8 @@ def interval(right: int, asked: int) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Which scores keep what later questions need?")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model's folder")
+    parser.add_argument("--world", choices=list(WORLDS), default=PANELS.name)
     parser.add_argument("--seed", type=int, default=8_000_000)
     parser.add_argument("--count", type=int, default=20, help="trajectories")
     parser.add_argument("--recalls", type=int, default=10, help="questions a trajectory")
@@ -121,8 +125,8 @@ def main() -> None:
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=list(SCORES))
     parser.add_argument("--out", type=Path, help="append a JSON line with every answer here")
     args = parser.parse_args()
-    recall = RecallModel()
-    cases = recall_cases(args.seed, args.count, num_recalls=args.recalls)
+    recall = RecallModel(args.model)
+    cases = recall_cases(args.seed, args.count, num_recalls=args.recalls, world=WORLDS[args.world])
     batches = [recall.pack(cases[i : i + BATCH]) for i in range(0, len(cases), BATCH)]
     history = PrunedHistory(recall)
     full = [result for batch in batches for result in history.answers(batch, None, 0, 0)]
@@ -135,7 +139,7 @@ def main() -> None:
             low, high = interval(right, len(results))
             print(f"{budget:.2f} {name:40} {right / len(results):.3f} ({low:.2f}-{high:.2f})", flush=True)
             if args.out:
-                row = {"budget": budget, "score": name}
+                row = {"model": args.model.name, "world": args.world, "budget": budget, "score": name}
                 row |= {"right": [ok for _, ok in results], "back": [question.back for question, _ in results]}
                 with args.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")

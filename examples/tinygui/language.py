@@ -17,7 +17,7 @@ from random import Random
 
 from star_kv_sglang.rollout.scoring import CELL
 from star_kv_sglang.rollout.trajectory import Box, Question
-from tinygui.world import Screen, Widget
+from tinygui.world import Labelled, Shown
 
 LAST_STEP = 12
 """The vocabulary ends at ``step12``."""
@@ -56,24 +56,24 @@ def centre_words(box: Box) -> str:
     return f"x{(x + width // 2) // CELL} y{(y + height // 2) // CELL}"
 
 
-def click(widget: Widget) -> Question:
+def click(widget: Labelled) -> Question:
     """Where is this widget of the screen in view?"""
     return Question(f"click {widget.colour} {widget.letter} here", centre_words(widget.box), widget.box, 0, False)
 
 
-def read(widget: Widget) -> Question:
+def read(widget: Labelled) -> Question:
     """What stands at this point of the screen in view?"""
     return Question(f"read {centre_words(widget.box)} here", f"{widget.colour} {widget.letter}", widget.box, 0, False)
 
 
-def recall(widget: Widget, back: int, step: str, now: Screen) -> Question:
+def recall(widget: Labelled, back: int, step: str, now: Shown) -> Question:
     """Where was this widget of the screen shown ``back`` turns ago, at ``step``?"""
     moved = not any(other.label == widget.label and other.box == widget.box for other in now.widgets)
     text = f"recall {widget.colour} {widget.letter} {step}"
     return Question(text, centre_words(widget.box), widget.box, back, moved)
 
 
-def possible_questions(screens: Sequence[Screen], index: int, first_step: int, kind: str) -> list[Question]:
+def possible_questions(screens: Sequence[Shown], index: int, first_step: int, kind: str) -> list[Question]:
     """Every question of one kind that can be asked while ``screens[index]`` is in view."""
     now = screens[index]
     if kind == "click":
@@ -88,7 +88,7 @@ def possible_questions(screens: Sequence[Screen], index: int, first_step: int, k
 
 
 def ask(
-    rng: Random, screens: Sequence[Screen], index: int, first_step: int, count: int, mix: QuestionMix = DEFAULT_MIX
+    rng: Random, screens: Sequence[Shown], index: int, first_step: int, count: int, mix: QuestionMix = DEFAULT_MIX
 ) -> tuple[Question, ...]:
     """Draws ``count`` different questions; recalls are drawn evenly over how far back they reach."""
     questions: list[Question] = []
@@ -99,7 +99,7 @@ def ask(
     return tuple(questions)
 
 
-def _draw(rng: Random, screens: Sequence[Screen], index: int, first_step: int, mix: QuestionMix) -> Question:
+def _draw(rng: Random, screens: Sequence[Shown], index: int, first_step: int, mix: QuestionMix) -> Question:
     kind = _draw_kind(rng, mix, recall_possible=index > 0)
     candidates = possible_questions(screens, index, first_step, kind)
     if kind == "recall":

@@ -7,10 +7,10 @@ history, not each other, so that every one is answered as if it had been the onl
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -22,9 +22,8 @@ from star_kv_sglang.rollout.scoring import is_correct
 from star_kv_sglang.rollout.trajectory import Question
 from tinygui.accuracy import MODEL
 from tinygui.language import LAST_STEP, ask, possible_questions, step_name
-from tinygui.render import render_png
-from tinygui.trajectories import random_screens
-from tinygui.world import Screen
+from tinygui.world import Shown
+from tinygui.worlds import PANELS, World
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,21 @@ class RecallCase:
         history: The question of every turn but the last.
         steps: The turns' tags.
         recalls: What the last turn asks, each on its own.
+        world: Where the screens are from.
     """
 
-    screens: tuple[Screen, ...]
+    screens: tuple[Shown, ...]
     history: tuple[Question, ...]
     steps: tuple[str, ...]
     recalls: tuple[Question, ...]
+    world: World = PANELS
+
+    def pictures(self) -> list[Image.Image]:
+        """The screens' pixels."""
+        return [self.world.render(screen) for screen in self.screens]
 
 
-def recall_case(seed: int, num_screens: int, num_recalls: int) -> RecallCase:
+def recall_case(seed: int, num_screens: int, num_recalls: int, world: World = PANELS) -> RecallCase:
     """The case of a seed: recalls are spread evenly over the earlier screens as far as these have moved widgets.
 
     Raises:
@@ -52,7 +57,7 @@ def recall_case(seed: int, num_screens: int, num_recalls: int) -> RecallCase:
     """
     rng = Random(f"tinygui recall {seed}")
     first_step = rng.randint(1, LAST_STEP - num_screens + 1)
-    screens = random_screens(rng, num_screens)
+    screens = world.screens(rng, num_screens)
     history = tuple(ask(rng, screens, index, first_step, 1)[0] for index in range(num_screens - 1))
     last = num_screens - 1
     moved = [q for q in possible_questions(screens, last, first_step, "recall") if q.moved]
@@ -66,15 +71,17 @@ def recall_case(seed: int, num_screens: int, num_recalls: int) -> RecallCase:
             if questions and len(recalls) < num_recalls:
                 recalls.append(questions.pop())
     steps = tuple(step_name(first_step, index) for index in range(num_screens))
-    return RecallCase(tuple(screens), history, steps, tuple(recalls))
+    return RecallCase(tuple(screens), history, steps, tuple(recalls), world)
 
 
-def recall_cases(seed: int, count: int, *, num_screens: int = 6, num_recalls: int = 10) -> list[RecallCase]:
+def recall_cases(
+    seed: int, count: int, *, num_screens: int = 6, num_recalls: int = 10, world: World = PANELS
+) -> list[RecallCase]:
     """``count`` cases from consecutive seeds; seeds with too few moved widgets are passed over."""
     cases: list[RecallCase] = []
     while len(cases) < count:
         with suppress(ValueError):
-            cases.append(recall_case(seed, num_screens, num_recalls))
+            cases.append(recall_case(seed, num_screens, num_recalls, world))
         seed += 1
     return cases
 
@@ -119,12 +126,12 @@ class Packed:
 
 
 class RecallModel:
-    """The shipped model in float32 on the CPU, and how its prompts are built."""
+    """A model in float32 on the CPU, the shipped one unless told otherwise, and how its prompts are built."""
 
-    def __init__(self) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
-        self._images: Any = Qwen2VLImageProcessor.from_pretrained(MODEL)
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+    def __init__(self, path: Path = MODEL) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self._images: Any = Qwen2VLImageProcessor.from_pretrained(path)
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
 
     @property
     def text(self) -> Any:
@@ -134,7 +141,7 @@ class RecallModel:
     @torch.inference_mode()
     def pack(self, cases: Sequence[RecallCase]) -> Packed:
         """Run the vision tower and lay the prompts out; every case must have equally many screens and recalls."""
-        pictures = [Image.open(io.BytesIO(render_png(s))).convert("RGB") for case in cases for s in case.screens]
+        pictures = [picture for case in cases for picture in case.pictures()]
         visual = self._images(images=pictures, return_tensors="pt")
         num_visual = int(visual["image_grid_thw"][0].prod()) // self._images.merge_size**2
         trunks = [self._trunk(case, num_visual) for case in cases]

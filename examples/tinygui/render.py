@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image, ImageDraw
 
 from star_kv_sglang.rollout.trajectory import Box
@@ -43,13 +41,6 @@ def render(screen: Screen) -> Image.Image:
     for widget in screen.widgets:
         _draw_widget(image, pen, widget)
     return image
-
-
-def render_png(screen: Screen) -> bytes:
-    """The screen as a PNG file."""
-    buffer = io.BytesIO()
-    render(screen).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _draw_widget(image: Image.Image, pen: ImageDraw.ImageDraw, widget: Widget) -> None:

@@ -13,16 +13,8 @@ from random import Random
 
 from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, Turn, save_trajectories
 from tinygui.language import DEFAULT_MIX, LAST_STEP, QuestionMix, ask, step_name
-from tinygui.render import render_png
-from tinygui.world import DEFAULT_WORLD, Screen, WorldConfig, next_screen, random_screen
-
-
-def random_screens(rng: Random, count: int, config: WorldConfig = DEFAULT_WORLD) -> list[Screen]:
-    """``count`` screens, each the successor of the one before."""
-    screens = [random_screen(rng, config)]
-    while len(screens) < count:
-        screens.append(next_screen(rng, screens[-1], config))
-    return screens
+from tinygui.world import Shown
+from tinygui.worlds import PANELS, WORLDS, World
 
 
 def generate(
@@ -30,7 +22,7 @@ def generate(
     *,
     num_turns: int = 6,
     questions_per_turn: int = 2,
-    config: WorldConfig = DEFAULT_WORLD,
+    world: World = PANELS,
     mix: QuestionMix = DEFAULT_MIX,
 ) -> Trajectory:
     """The trajectory of a seed.
@@ -45,9 +37,9 @@ def generate(
     _check(num_turns, questions_per_turn)
     rng = Random(f"tinygui trajectory {seed}")
     first_step = rng.randint(1, LAST_STEP - num_turns + 1)
-    screens = random_screens(rng, num_turns, config)
+    screens = world.screens(rng, num_turns)
     asked = [ask(rng, screens, index, first_step, questions_per_turn, mix) for index in range(num_turns)]
-    return build(seed, screens, asked, first_step)
+    return build(seed, screens, asked, first_step, world)
 
 
 def branching(
@@ -56,7 +48,7 @@ def branching(
     num_branches: int = 8,
     num_turns: int = 6,
     questions_per_turn: int = 2,
-    config: WorldConfig = DEFAULT_WORLD,
+    world: World = PANELS,
     mix: QuestionMix = DEFAULT_MIX,
 ) -> list[Trajectory]:
     """Branches of one task: all share the first turn, screen and questions, and go their own ways from the second.
@@ -68,37 +60,41 @@ def branching(
     if num_branches < 1:
         raise ValueError(f"num_branches must be at least 1, not {num_branches}")
     rng = Random(f"tinygui branches {seed}")
-    root = random_screen(rng, config)
+    root = world.first_screen(rng)
     shared = ask(rng, [root], 0, 1, questions_per_turn, mix)
-    return [_branch(seed, number, root, shared, num_turns, config, mix) for number in range(num_branches)]
+    return [_branch(seed, number, root, shared, num_turns, world, mix) for number in range(num_branches)]
 
 
 def _branch(
     seed: int,
     number: int,
-    root: Screen,
+    root: Shown,
     shared: tuple[Question, ...],
     num_turns: int,
-    config: WorldConfig,
+    world: World,
     mix: QuestionMix,
 ) -> Trajectory:
     rng = Random(f"tinygui branches {seed} branch {number}")
     screens = [root]
     asked = [shared]
     for index in range(1, num_turns):
-        screens.append(next_screen(rng, screens[-1], config))
+        screens.append(world.next_screen(rng, screens[-1]))
         asked.append(ask(rng, screens, index, 1, len(shared), mix))
-    return build(number, screens, asked, 1)
+    return build(number, screens, asked, 1, world)
 
 
 def build(
-    trajectory_id: int, screens: Sequence[Screen], asked: Sequence[tuple[Question, ...]], first_step: int
+    trajectory_id: int,
+    screens: Sequence[Shown],
+    asked: Sequence[tuple[Question, ...]],
+    first_step: int,
+    world: World = PANELS,
 ) -> Trajectory:
     """Draws the screens and puts a trajectory together."""
     turns = tuple(
         Turn(
             step=step_name(first_step, index),
-            image_png=render_png(screen),
+            image_png=world.png(screen),
             questions=questions,
             widgets=tuple(LabelledBox(widget.box, widget.colour, widget.letter) for widget in screen.widgets),
         )
@@ -118,17 +114,19 @@ def main() -> None:
     """Writes a trajectory file."""
     parser = argparse.ArgumentParser(description="Write trajectories of the small GUI world.")
     parser.add_argument("out", type=Path, help="the .json file; screenshots go beside it")
+    parser.add_argument("--world", choices=list(WORLDS), default=PANELS.name)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40, help="trajectories, with seeds from --seed on")
     parser.add_argument("--branches", type=int, help="write this many branches of one task instead")
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--questions", type=int, default=2, help="questions a turn")
     args = parser.parse_args()
+    world = WORLDS[args.world]
+    lengths = {"num_turns": args.turns, "questions_per_turn": args.questions}
     if args.branches is not None:
-        made = branching(args.seed, num_branches=args.branches, num_turns=args.turns, questions_per_turn=args.questions)
+        made = branching(args.seed, num_branches=args.branches, world=world, **lengths)
     else:
-        seeds = range(args.seed, args.seed + args.count)
-        made = [generate(seed, num_turns=args.turns, questions_per_turn=args.questions) for seed in seeds]
+        made = [generate(seed, world=world, **lengths) for seed in range(args.seed, args.seed + args.count)]
     save_trajectories(made, args.out)
     print(f"{len(made)} trajectories written to {args.out}")
 

@@ -8,9 +8,10 @@ and integer methods, whose streams are the same on every platform.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol
 
 from star_kv_sglang.rollout.trajectory import Box
 
@@ -38,6 +39,42 @@ SMALLEST = (160, 96)
 
 _GRID = 8
 _PLACEMENT_TRIES = 400
+
+
+class Labelled(Protocol):
+    """A widget of any world: what questions are about."""
+
+    @property
+    def box(self) -> Box:
+        """Where it is, in pixels."""
+
+    @property
+    def colour(self) -> str:
+        """One of `COLOURS`."""
+
+    @property
+    def letter(self) -> str:
+        """One of `LETTERS`."""
+
+    @property
+    def label(self) -> tuple[str, str]:
+        """Colour and letter: unique on a screen."""
+
+
+class Shown(Protocol):
+    """A screen of any world."""
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+
+    @property
+    def widgets(self) -> Sequence[Labelled]:
+        """What stands on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +205,17 @@ def _on_grid(rng: Random, width: int, height: int, config: WorldConfig) -> Box:
 
 def _fill_up(rng: Random, widgets: tuple[Widget, ...], config: WorldConfig) -> tuple[Widget, ...]:
     for _ in range(rng.randint(*config.num_widgets) - len(widgets)):
-        colour, letter = _new_label(rng, widgets, config)
+        colour, letter = new_label(rng, widgets, config.distractors)
         widgets += _placed(rng, colour, letter, widgets, config)
     return widgets
 
 
-def _new_label(rng: Random, widgets: tuple[Widget, ...], config: WorldConfig) -> tuple[str, str]:
+def new_label(rng: Random, widgets: Sequence[Labelled], distractors: float) -> tuple[str, str]:
+    """A colour and a letter that no widget of the screen has; often one of the two, as a distractor."""
     taken = {widget.label for widget in widgets}
     while True:
         colour, letter = rng.choice(COLOURS), rng.choice(LETTERS)
-        if widgets and rng.random() < config.distractors:
+        if widgets and rng.random() < distractors:
             twin = rng.choice(widgets)
             if rng.random() < 0.5:
                 colour = twin.colour

@@ -8,8 +8,8 @@ import pytest
 
 from star_kv_sglang.rollout.scoring import is_correct
 from tinygui.language import QuestionMix, ask, centre_words, click, possible_questions, read, recall
-from tinygui.trajectories import random_screens
 from tinygui.world import Background, Screen, Widget
+from tinygui.worlds import PANELS
 
 PAGE = Background((250, 250, 250), ())
 ORANGE_Y = Widget((59, 219, 49, 31), "orange", "Y", "filled", 22)
@@ -59,13 +59,13 @@ def test_recalls_name_the_step_that_showed_the_widget() -> None:
 
 
 def test_recalls_reach_five_screens_back_at_most() -> None:
-    screens = random_screens(Random("far"), 9)
+    screens = PANELS.screens(Random("far"), 9)
     assert max(q.back for q in possible_questions(screens, 8, first_step=1, kind="recall")) == 5
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_reference_answer_is_right_and_no_question_is_asked_twice(seed: int) -> None:
-    screens = random_screens(Random(f"ask {seed}"), 4)
+    screens = PANELS.screens(Random(f"ask {seed}"), 4)
     for index in range(4):
         questions = ask(Random(f"ask {seed} {index}"), screens, index, 1, 6)
         assert len({question.text for question in questions}) == 6
@@ -76,6 +76,6 @@ def test_every_reference_answer_is_right_and_no_question_is_asked_twice(seed: in
 @pytest.mark.parametrize("kind", ["click", "recall", "read"])
 def test_a_mix_of_one_kind_asks_nothing_else(kind: str) -> None:
     weights = {"click": 0.0, "recall": 0.0, "read": 0.0, kind: 1.0}
-    screens = random_screens(Random("mix"), 3)
+    screens = PANELS.screens(Random("mix"), 3)
     questions = ask(Random("mix"), screens, 2, 1, 5, QuestionMix(**weights))
     assert {question.kind for question in questions} == {kind}

@@ -11,7 +11,6 @@ from PIL import Image
 
 from tinygui.glyphs import CELL_SIZE, glyph
 from tinygui.render import BASE_COLOURS, PALE_COLOURS, WHITE, render
-from tinygui.trajectories import random_screens
 from tinygui.world import (
     COLOURS,
     FONT_SIZES,
@@ -23,12 +22,13 @@ from tinygui.world import (
     next_screen,
     random_screen,
 )
+from tinygui.worlds import PANELS
 
 SEEDS = range(40)
 
 
 def screens_of(seed: int, count: int = 6) -> list[Screen]:
-    return random_screens(Random(f"test {seed}"), count)
+    return PANELS.screens(Random(f"test {seed}"), count)
 
 
 def test_pixels_of_a_seed_are_pinned() -> None:
