@@ -11,11 +11,12 @@ from typing import Any
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.policies import REFUSED, policy_names
+from star_kv_sglang.policies.base.interface import PolicySettings
 
 FULL = "full"
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
-OWN_KEYS = ("frame_floor", "frame_split", "seed", "trace_dir")
+OWN_KEYS = ("frame_floor", "frame_split", "peaks", "question_share", "seed", "trace_dir", "trajectory_state")
 DEFAULT_BUDGET = 0.2
 
 
@@ -31,6 +32,10 @@ class PolicyConfig:
         frame_split: How screenshots share the budget: "score" (their tokens compete), "size" (each keeps the same
             share), or None for the policy's own way.
         seed: Of policies that draw.
+        question_share: Share of what stays that the question chooses, in [0, 1], where a policy has two scores; None
+            for the policy's own rule.
+        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen come first.
+        trajectory_state: Scores build on what earlier prompts of the branch left behind.
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
     """
 
@@ -40,6 +45,9 @@ class PolicyConfig:
     frame_floor: float = 0.02
     frame_split: str | None = None
     seed: int = 0
+    question_share: float | None = None
+    peaks: bool = True
+    trajectory_state: bool = True
     trace_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,8 +63,21 @@ class PolicyConfig:
             raise ConfigError(f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed {self.seed!r} must be a whole number, 0 or more")
+        share = self.question_share
+        if share is not None and (
+            isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1
+        ):
+            raise ConfigError(f"question_share {share!r} must be a number in [0, 1]")
+        for name in ("peaks", "trajectory_state"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} {getattr(self, name)!r} must be true or false")
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):
             raise ConfigError(f"trace_dir {self.trace_dir!r} must be the path of a folder")
+
+    @property
+    def settings(self) -> PolicySettings:
+        """What a policy is told."""
+        return PolicySettings(self.scorer, self.seed, self.question_share, self.peaks, self.trajectory_state)
 
     @property
     def active(self) -> bool:

@@ -98,7 +98,9 @@ class Observer:
         plan.kv_indices, plan.kv_indptr = kv_indices, kv_indptr
         if self._pools.side.attention is not None:
             self._pools.side.attention[:, out_cache_loc.long()] = 0
-        if not plan.observed or self._queries not in (Queries.WINDOW, Queries.AFTER_SCREENSHOT):
+        if not plan.observed or not plan.wants_queries:
+            return
+        if self._queries not in (Queries.WINDOW, Queries.AFTER_SCREENSHOT):
             return
         num_groups = self._pools.keys[0].shape[1]
         plan.group_scores = torch.empty(

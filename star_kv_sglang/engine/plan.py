@@ -37,6 +37,7 @@ class RequestPlan:
         segment_starts: Live index of the first core token of each segment.
         quota: Tokens that the segments may keep together.
         state: Trajectory state that the request inherits.
+        budget: Share of its private visual tokens that stay.
     """
 
     req: Req
@@ -48,6 +49,7 @@ class RequestPlan:
     segment_starts: tuple[int, ...]
     quota: int
     state: TrajectoryState
+    budget: float
 
 
 @dataclass
@@ -56,6 +58,7 @@ class BatchPlan:
 
     Attributes:
         requests: One plan for each request.
+        wants_queries: The policy looks at the queries of one of them.
         group_scores: Attention of the windows, filled layer by layer during the forward, float32 [num_layers, G, N];
             None when no window observes.
         kv_indices: Slots of the live tokens, [N]; set when the forward begins.
@@ -63,6 +66,7 @@ class BatchPlan:
     """
 
     requests: Sequence[RequestPlan]
+    wants_queries: bool = True
     group_scores: torch.Tensor | None = None
     kv_indices: torch.Tensor | None = None
     kv_indptr: torch.Tensor | None = None
@@ -132,6 +136,7 @@ def plan_request(
         segment_starts=tuple(live.before(s.core_start) for s in segments),
         quota=visual_quota(segments, budget),
         state=inherited_state(tree, path),
+        budget=budget,
     )
 
 
@@ -144,7 +149,7 @@ def plan_decoding(req: Req, end: int, *, num_holes: int) -> RequestPlan:
         num_holes: Holes of its row.
     """
     layout = PromptLayout(num_live=end - num_holes, window=0, frames=(), num_frames_total=0)
-    return RequestPlan(req, layout, end - 1, end, (), (), (), 0, TrajectoryState())
+    return RequestPlan(req, layout, end - 1, end, (), (), (), 0, TrajectoryState(), 1.0)
 
 
 def visual_quota(segments: Sequence[Segment], budget: float) -> int:

@@ -23,7 +23,7 @@ from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.engine.stats import PolicyCounters, report
 from star_kv_sglang.engine.trace import PruneTrace
 from star_kv_sglang.policies import policy_class
-from star_kv_sglang.policies.base.interface import Norms, Observation, PolicySettings, Queries, Split
+from star_kv_sglang.policies.base.interface import Norms, Observation, Queries, Split
 from star_kv_sglang.triton_ops.dispatch import default_ops, get_ops
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class PolicyEngine(CacheListener):
 
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
-        self.policy = policy_class(config.policy)(PolicySettings(config.scorer, config.budget, config.seed))
+        self.policy = policy_class(config.policy)(config.settings)
         self.counters = PolicyCounters()
         self.observer: Observer | None = None
         self.ops = get_ops("reference")
@@ -145,7 +145,10 @@ class PolicyEngine(CacheListener):
                 continue
             plans.append(self._plan(req, end - length, end))
             self._row_holes[row] = end - plans[-1].layout.num_live
-        return BatchPlan(plans) if any(plan.layout.frames for plan in plans) else None
+        if not any(plan.layout.frames for plan in plans):
+            return None
+        asked = any(plan.layout.window and self.policy.observes(plan.layout, plan.state) for plan in plans)
+        return BatchPlan(plans, wants_queries=asked)
 
     def _finish_batch(self, plan: BatchPlan) -> None:
         if self.observer is not None:
@@ -174,6 +177,7 @@ class PolicyEngine(CacheListener):
         return Observation(
             layouts=[one.layout for one in plan.requests],
             states=[one.state for one in plan.requests],
+            budgets=[one.budget for one in plan.requests],
             kv_indptr=kv_indptr,
             slots=slots,
             keys=pools.keys,
@@ -214,10 +218,24 @@ class PolicyEngine(CacheListener):
             end=end,
             is_last_chunk=is_last_chunk,
             observation_window=self.config.scorer.observation_window,
-            budget=self.config.budget,
+            budget=self.budget_of(req),
             peer_prefix_len=self._peer_prefix_len(req) if frames and is_last_chunk else 0,
             queries=self.policy.queries,
         )
+
+    def budget_of(self, req: Req) -> float:
+        """Share of a request's private visual tokens that stay: its own ``kv_budget``, or the server's."""
+        custom = req.sampling_params.custom_params
+        wanted = custom.get("kv_budget") if isinstance(custom, dict) else None
+        if wanted is None:
+            return self.config.budget
+        if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 < wanted <= 1:
+            logger.error(
+                "request %s: kv_budget %r in custom_params must be a number in (0, 1]; the server's %g is used",
+                req.rid, wanted, self.config.budget,
+            )  # fmt: skip
+            return self.config.budget
+        return float(wanted)
 
     def _peer_prefix_len(self, req: Req) -> int:
         """Longest prefix that the request has in common with another one that waits or is in flight."""
@@ -270,7 +288,7 @@ class PolicyEngine(CacheListener):
         if self._trace is not None:
             side = self._require_pools().side
             for segment, slots in pruned.segments:
-                self._trace.write(req, self.frames_of(req), segment, side, slots, self.config.budget)
+                self._trace.write(req, self.frames_of(req), segment, side, slots, self.budget_of(req))
 
     def on_released(self, req: Req) -> None:
         """Forget a request that ended or was put back."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.policies.base.grid import is_peak, ranks
+from star_kv_sglang.policies.base.distinctness import distinctness
 from star_kv_sglang.policies.base.interface import (
     KVPolicy,
     Norms,
@@ -33,8 +33,8 @@ class Policy(KVPolicy):
         scores = torch.zeros_like(seen.frame_norms)
         for request, layout in enumerate(seen.layouts):
             for index, frame in enumerate(layout.frames):
-                span = seen.frame(request, index)
                 if frame.num_live and layout.window:
-                    distances, places = seen.frame_norms[:, span], seen.frame_offsets[:, span]
-                    scores[:, span] = ranks(distances) + is_peak(distances, places, frame.rows, frame.cols)
+                    scores[:, seen.frame(request, index)] = distinctness(
+                        seen, request, index, peaks=self.settings.peaks
+                    )
         return PolicyScores.of(scores, seen)

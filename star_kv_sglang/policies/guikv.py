@@ -40,7 +40,7 @@ class Policy(KVPolicy):
         """Put all but the least explained tokens of a request's earlier screenshots below its other tokens."""
         frames = [seen.frame(request, i) for i in range(len(seen.layouts[request].frames))]
         earlier = torch.cat([torch.arange(f.start, f.stop) for f in frames[:-1]]).to(seen.slots.device)
-        num_redundant = len(earlier) - math.ceil(self.settings.budget * len(earlier))
+        num_redundant = len(earlier) - math.ceil(seen.budgets[request] * len(earlier))
         if num_redundant == 0 or frames[-1].stop == frames[-1].start:
             return
         past = seen.past(request)

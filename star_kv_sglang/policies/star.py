@@ -1,19 +1,75 @@
-"""STaR-KV (arXiv 2606.01790): window attention, spatial boost, mutual-information prior, temporal discount."""
+"""What stands out on its screenshot, and what the question asks for where the prompt was prefilled with it in view.
+
+Two ways of serving need two scores. A prompt that brings one new screenshot belongs to a conversation whose history
+lies in the cache: the screenshot is pruned now, and questions about it come later. What this turn's question attends to
+says nothing about them, so that tokens are ranked by how much they stand out (`distinctness`). A prompt that brings
+several new screenshots at once was sent whole, as STaR-KV (arXiv 2606.01790) assumes: its question is the one
+that counts, and half of what stays is chosen by the published score, half by distinctness, which keeps the rest of the
+screens legible for the turns after. ``question_share`` sets one share for all prompts.
+"""
 
 from __future__ import annotations
 
-from star_kv_sglang.algorithm.pipeline import score_batch
-from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores
+from dataclasses import replace
+
+import torch
+
+from star_kv_sglang.algorithm.layout import PromptLayout
+from star_kv_sglang.algorithm.pipeline import ScoredBatch, score_batch
+from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.policies.base.distinctness import distinctness
+from star_kv_sglang.policies.base.grid import merged_ranks
+from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores, Split
+
+SHARE_OF_WHOLE_PROMPTS = 0.5
 
 
 class Policy(KVPolicy):
-    """The published scorer, with its trajectory state inherited by branches."""
+    """Two rankings of each screenshot's tokens, merged; every screenshot keeps the same share."""
 
-    norms = Norms.INPUT
+    split = Split.BY_SIZE
+    norms = Norms.CENTRED
+
+    def observes(self, layout: PromptLayout, state: TrajectoryState) -> bool:
+        """Only prompts of which the question chooses a part."""
+        return self.question_share(layout, state) > 0
+
+    def question_share(self, layout: PromptLayout, state: TrajectoryState) -> float:
+        """Share of each screenshot's kept tokens that the published score chooses."""
+        if self.settings.question_share is not None:
+            return self.settings.question_share
+        return SHARE_OF_WHOLE_PROMPTS if layout.num_frames_total - state.num_frames > 1 else 0.0
 
     def score(self, seen: Observation) -> PolicyScores:
-        """All steps of the method."""
-        scored = score_batch(
+        """Merged ranks, 0 to 1; screenshots compete by the published score where the question has a share."""
+        shares = [
+            self.question_share(layout, state) if layout.window else 0.0
+            for layout, state in zip(seen.layouts, seen.states, strict=True)
+        ]
+        asked = self._published(seen) if any(shares) else None
+        scores = torch.zeros_like(seen.frame_norms)
+        for request, layout in enumerate(seen.layouts):
+            for index, frame in enumerate(layout.frames):
+                if not frame.num_live or not layout.window:
+                    continue
+                span = seen.frame(request, index)
+                standing_out = distinctness(seen, request, index, peaks=self.settings.peaks)
+                by_question = standing_out if asked is None else asked.calibrated[:, span]
+                scores[:, span] = merged_ranks(by_question, standing_out, shares[request])
+        layer_mean = scores.mean(dim=0)
+        states = list(seen.states)
+        for request, (layout, share) in enumerate(zip(seen.layouts, shares, strict=True)):
+            if asked is not None and share:
+                past = seen.past(request)
+                layer_mean[past] = asked.layer_mean[past]
+                states[request] = asked.states[request]
+            elif layout.window:
+                states[request] = replace(states[request], num_frames=layout.num_frames_total)
+        return PolicyScores(scores, layer_mean, states)
+
+    def _published(self, seen: Observation) -> ScoredBatch:
+        """The published scorer; its boost goes to what stands out from the screenshot's mean."""
+        return score_batch(
             seen.attended,
             seen.layouts,
             seen.kv_indptr,
@@ -23,4 +79,3 @@ class Policy(KVPolicy):
             self.settings.scorer,
             ops=seen.ops,
         )
-        return PolicyScores(scored.calibrated, scored.layer_mean, scored.states)

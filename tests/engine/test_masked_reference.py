@@ -30,7 +30,7 @@ class Case:
     token_pixels: int
     num_output: int = 5
     engine: tuple[tuple[str, Any], ...] = ()
-    policy: str = "star"
+    policy: str = "star-paper"
     ages: bool = True
     """A screenshot that was pruned once goes on losing tokens to newer ones."""
 
@@ -47,6 +47,7 @@ CASES = {
     ),
     "qwen2_vl": Case("qwen2_vl", ((6, 6), (7, 5), (5, 8)), 28),
     "qwen3_vl": Case("qwen3_vl", ((6, 6), (7, 5), (5, 8)), 32),
+    "qwen2_5_vl-star": Case("qwen2_5_vl", ((6, 6), (7, 5), (5, 8)), 28, policy="star", ages=False),
     "qwen2_5_vl-keeps-peaks": Case("qwen2_5_vl", ((6, 6), (7, 5), (5, 8)), 28, policy="distinct", ages=False),
     "qwen2_5_vl-sums-attention-over-chunks": Case(
         "qwen2_5_vl", ((6, 6), (7, 5), (5, 8)), 28, engine=(("chunked_prefill_size", 23),), policy="h2o", ages=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -100,6 +101,73 @@ def _residual(run: Prefill, layer: int, first: int, position: int, current: rang
     return total / NUM_GROUPS
 
 
+def star_paper(run: Prefill, prompt: Prompt, first: int) -> Rows:
+    """The first prompt of a branch: the prior is off, and every pattern equals its running mean."""
+    return _published(run, prompt, first, centred=False)
+
+
+def _published(run: Prefill, prompt: Prompt, first: int, *, centred: bool) -> Rows:
+    scores = windowed(run, prompt, first, PARAMS.observation_window)
+    num_past = scores.shape[2]
+    start, end = prompt.spans[-1]
+    rows = []
+    for layer in range(NUM_LAYERS):
+        hidden = run.hidden[layer, first + start : first + end].double()
+        norms = (hidden - hidden.mean(0) if centred else hidden).norm(dim=-1)
+        z = (norms - norms.mean()) / norms.std()
+        heads = scores[layer].clone()
+        heads[:, start:end] += PARAMS.boost_alpha * (z / PARAMS.boost_temperature).softmax(0)
+        base = heads.mean(0)
+        entropy = -sum(float(p) * math.log(p) for p in base / base.sum() if p > 0) / math.log(num_past)
+        temperature = PARAMS.temperature_min + (PARAMS.temperature_max - PARAMS.temperature_min) * entropy
+        final = base.clone()
+        for age, (a, b) in enumerate(reversed(prompt.spans)):
+            final[a:b] *= math.exp(-PARAMS.discount_delta * age)
+        rows.append(final ** (1 / temperature))
+    return per_mean(torch.stack(rows), num_past, prompt.length)
+
+
+def star(run: Prefill, prompt: Prompt, first: int, question_share: float | None = None) -> Rows:
+    """Two lists that are filled in turns; a prompt with one screenshot has only what stands out."""
+    standing_out = distinct(run, prompt, first)
+    asked = _published(run, prompt, first, centred=True)
+    share = _share(prompt, question_share)
+    rows = [[0.0] * prompt.length for _ in range(NUM_LAYERS)]
+    for layer in range(NUM_LAYERS):
+        for start, end in prompt.spans:
+            places = range(start, end)
+            by_question = sorted(places, key=lambda p: (-asked[layer][p], p))
+            by_look = sorted(places, key=lambda p: (-standing_out[layer][p], p))
+            turns = {
+                p: min(
+                    (by_question.index(p) + 1) / share if share > 0 else math.inf,
+                    (by_look.index(p) + 1) / (1 - share) if share < 1 else math.inf,
+                )
+                for p in places
+            }
+            order = sorted(places, key=lambda p: (turns[p], p))
+            for place, p in enumerate(order):
+                rows[layer][p] = 1 - place / (len(order) - 1)
+    return rows
+
+
+def _share(prompt: Prompt, question_share: float | None) -> float:
+    if question_share is not None:
+        return question_share
+    return 0.5 if len(prompt.frames) > 1 else 0.0
+
+
+def star_mean(run: Prefill, prompt: Prompt, first: int, question_share: float | None = None) -> list[float]:
+    """What screenshots compete by: the published score where the question has a share."""
+    if _share(prompt, question_share):
+        return mean_of(_published(run, prompt, first, centred=True))
+    return mean_of(star(run, prompt, first, question_share))
+
+
+def mean_of(rows: Rows) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
 def streaming(run: Prefill, prompt: Prompt, first: int) -> Rows:
     return [[float(p) for p in range(prompt.length)] for _ in range(NUM_LAYERS)]
 
@@ -123,31 +191,41 @@ def distinct(run: Prefill, prompt: Prompt, first: int) -> Rows:
     return rows
 
 
-RULES: dict[str, Callable[[Prefill, Prompt, int], Rows]] = {
+RULES: dict[str, Callable[..., Rows]] = {
     "snapkv": snapkv,
     "vlcache": vlcache,
     "h2o": h2o,
     "guikv": guikv,
     "streaming": streaming,
     "distinct": distinct,
+    "star": star,
+    "star-paper": star_paper,
 }
-BY_SIZE = {"distinct"}
+BY_SIZE = {"distinct", "star"}
+MEANS = {"star": star_mean}
 
 
-def chosen_by_hand(name: str, run: Prefill) -> list[list[list[list[int]]]]:
-    """Positions that stay, [request][screenshot][unit], by the rule as it is written down."""
+def chosen_by_hand(name: str, run: Prefill, **settings: Any) -> list[list[list[list[int]]]]:
+    """Positions that stay, [request][screenshot][unit], by the rule as it is written down.
+
+    Args:
+        name: The policy.
+        run: What ran.
+        settings: Of the policy; its rule takes them.
+    """
     result, first = [], 0
     for prompt in PROMPTS:
-        result.append(_choose(RULES[name](run, prompt, first), prompt, by_size=name in BY_SIZE))
+        rows = RULES[name](run, prompt, first, **settings)
+        mean = MEANS[name](run, prompt, first, **settings) if name in MEANS else mean_of(rows)
+        result.append(_choose(rows, mean, prompt, by_size=name in BY_SIZE))
         first += prompt.length
     return result
 
 
-def _choose(rows: Rows, prompt: Prompt, *, by_size: bool) -> list[list[list[int]]]:
+def _choose(rows: Rows, mean: list[float], prompt: Prompt, *, by_size: bool) -> list[list[list[int]]]:
     sizes = [end - start for start, end in prompt.spans]
     budget = math.ceil(BUDGET * sum(sizes))
     shares = [budget * n // sum(sizes) if by_size else math.ceil(0.02 * n) for n in sizes]
-    mean = [sum(row[p] for row in rows) / len(rows) for p in range(prompt.length)]
     taken = [_best(mean, start, end, n) for (start, end), n in zip(prompt.spans, shares, strict=True)]
     rest = [p for (a, b), kept in zip(prompt.spans, taken, strict=True) for p in range(a, b) if p not in kept]
     winners = set(sorted(rest, key=lambda p: (-mean[p], p))[: budget - sum(shares)])

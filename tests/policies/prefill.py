@@ -74,15 +74,16 @@ def window_of(policy: KVPolicy, prompt: Prompt) -> int:
     return PARAMS.observation_window
 
 
-def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None) -> list[list[list[list[int]]]]:
+def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settings: Any) -> list[list[list[list[int]]]]:
     """Positions that stay, [request][screenshot][unit], by the engine's observer, policy and choice.
 
     Args:
         name: The policy.
         run: What ran.
         chunk: For `Queries.ALL`: the first request's first ``chunk`` tokens run in a forward of their own.
+        settings: Of the policy, besides the scorer's parameters and the seed.
     """
-    policy = policy_class(name)(PolicySettings(PARAMS, BUDGET, seed=5))
+    policy = policy_class(name)(PolicySettings(PARAMS, seed=5, **settings))
     ops = get_ops("reference")
     num_slots = int(run.slots.max()) + 1
     keys, values = torch.zeros(2, NUM_LAYERS, num_slots, NUM_GROUPS, HEAD_DIM)
@@ -103,7 +104,7 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None) -> list[
     for number, prompt in enumerate(PROMPTS):
         start = chunk if chunk is not None and number == 0 else 0
         plans.append(planned(prompt, window_of(policy, prompt), start, prompt.length))
-    plan = BatchPlan(plans)
+    plan = BatchPlan(plans, wants_queries=any(policy.observes(one.layout, one.state) for one in plans))
     rows = []
     for one in plans:
         rows.append(torch.arange(first + one.new_start, first + one.new_end))
@@ -114,6 +115,7 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None) -> list[
     seen = Observation(
         layouts=[one.layout for one in plans],
         states=[one.state for one in plans],
+        budgets=[one.budget for one in plans],
         kv_indptr=plan.kv_indptr,
         slots=run.slots,
         keys=pools.keys,
@@ -149,6 +151,7 @@ def planned(prompt: Prompt, window: int, start: int, end: int) -> RequestPlan:
         segment_starts=tuple(s.core_start for s in segments),
         quota=visual_quota(segments, BUDGET),
         state=TrajectoryState(),
+        budget=BUDGET,
     )
 
 

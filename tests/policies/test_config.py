@@ -39,11 +39,21 @@ def test_an_unknown_policy_is_refused_with_the_names() -> None:
 def test_own_keys_are_read() -> None:
     config = from_flags("random", '{"seed": 7, "frame_split": "score"}')
     assert (config.seed, config.frame_split) == (7, "score")
+    settings = from_flags("star", '{"question_share": 0.25, "peaks": false, "trajectory_state": false}').settings
+    assert (settings.question_share, settings.peaks, settings.trajectory_state) == (0.25, False, False)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [('{"seed": -1}', "seed -1"), ('{"seed": true}', "seed True"), ('{"frame_split": "age"}', "one of score, size")],
+    [
+        ('{"seed": -1}', "seed -1"),
+        ('{"seed": true}', "seed True"),
+        ('{"frame_split": "age"}', "one of score, size"),
+        ('{"question_share": 1.5}', r"question_share 1.5 must be a number in \[0, 1\]"),
+        ('{"question_share": true}', "question_share True"),
+        ('{"peaks": 1}', "peaks 1 must be true or false"),
+        ('{"trajectory_state": "no"}', "trajectory_state 'no' must be true or false"),
+    ],
 )
 def test_bad_values_are_refused(config: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from star_kv_sglang.policies.base.grid import is_peak, ranks
+from star_kv_sglang.policies.base.grid import is_peak, merged_ranks, ranks
 
 
 def test_ranks_are_spread_evenly_and_the_earlier_of_equals_is_higher() -> None:
@@ -33,3 +34,28 @@ def test_a_pruned_neighbour_does_not_count_and_layers_hold_other_tokens() -> Non
     scores = torch.tensor([[1.0, 2.0, 0.5], [1.0, 0.3, 0.5]])
     places = torch.tensor([[0, 1, 7], [0, 6, 7]])
     assert is_peak(scores, places, rows=3, cols=3).tolist() == [[False, True, True], [True, False, True]]
+
+
+FIRST = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0]])
+SECOND = torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0, 8.0]])
+
+
+@pytest.mark.parametrize(
+    ("share", "order"),
+    [
+        pytest.param(0.0, [4, 5, 3, 2, 1, 0], id="second_alone"),
+        pytest.param(1.0, [0, 1, 2, 3, 4, 5], id="first_alone"),
+        pytest.param(0.5, [0, 4, 1, 5, 2, 3], id="in_turns"),
+        pytest.param(0.25, [4, 5, 0, 3, 2, 1], id="one_in_four"),
+    ],
+)
+def test_a_list_is_filled_from_two(share: float, order: list[int]) -> None:
+    merged = merged_ranks(FIRST, SECOND, share)
+    assert merged.argsort(dim=1, descending=True, stable=True).tolist() == [order]
+    assert merged.amax() == 1 and merged.amin() == 0
+
+
+def test_what_both_lists_name_counts_once() -> None:
+    """Token 0 leads both: the next of either follow it."""
+    merged = merged_ranks(torch.tensor([[9.0, 8.0, 1.0, 0.0]]), torch.tensor([[9.0, 0.0, 1.0, 8.0]]), 0.5)
+    assert merged.argsort(dim=1, descending=True, stable=True).tolist() == [[0, 1, 3, 2]]

@@ -9,7 +9,7 @@ from tests.policies.by_hand import RULES, chosen_by_hand
 from tests.policies.prefill import PROMPTS, Prefill, chosen_by_engine
 
 # A policy whose rule is not here has its own test.
-ELSEWHERE = {"random", "star"}
+ELSEWHERE = {"random"}
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
@@ -17,6 +17,12 @@ ELSEWHERE = {"random", "star"}
 def test_keeps_what_its_rule_says(name: str, seed: int) -> None:
     run = Prefill.random(seed)
     assert chosen_by_engine(name, run) == chosen_by_hand(name, run)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0], ids=["never_asks", "asks_for_a_quarter", "asks_for_all"])
+def test_star_gives_the_question_the_share_that_is_set(share: float) -> None:
+    run = Prefill.random(6)
+    assert chosen_by_engine("star", run, question_share=share) == chosen_by_hand("star", run, question_share=share)
 
 
 @pytest.mark.parametrize("chunk", [10, 30], ids=["cut_inside_a_screenshot", "cut_behind_screenshots"])

@@ -15,6 +15,30 @@ def ranks(scores: torch.Tensor) -> torch.Tensor:
     return places / max(scores.shape[1] - 1, 1)
 
 
+def merged_ranks(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
+    """Ranks of a list that is filled from the tops of two rankings.
+
+    Of any number of tokens that are taken from the top, ``share`` were next by the first score and the rest by the
+    second; a token that both name counts once, and both lists go on behind it.
+
+    Args:
+        first: float32 [U, V], the higher, the sooner.
+        second: Likewise.
+        share: 0 to 1; at 0 and 1 the other score has no say.
+
+    Returns:
+        float32 [U, V], 0 to 1 as `ranks`.
+    """
+    if share <= 0:
+        return ranks(second)
+    if share >= 1:
+        return ranks(first)
+    last = max(first.shape[1] - 1, 1)
+    turn_of_first = ((1 - ranks(first)) * last).round() + 1
+    turn_of_second = ((1 - ranks(second)) * last).round() + 1
+    return ranks(-torch.minimum(turn_of_first / share, turn_of_second / (1 - share)))
+
+
 def is_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     """Whether none of a token's up to eight live neighbours on the screen is higher.
 

@@ -63,13 +63,18 @@ class PolicySettings:
 
     Attributes:
         scorer: Parameters; a policy reads those that it has a use for.
-        budget: Share of the private visual tokens that stay.
         seed: Of policies that draw.
+        question_share: Share of what stays that the question chooses, where a policy has two scores; None for the
+            policy's own rule.
+        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen come first.
+        trajectory_state: Scores build on what earlier prompts of the branch left behind.
     """
 
     scorer: ScorerParams = field(default_factory=ScorerParams)
-    budget: float = 0.2
     seed: int = 0
+    question_share: float | None = None
+    peaks: bool = True
+    trajectory_state: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,21 @@ class Observation:
     Attributes:
         layouts: One per request.
         states: The trajectory state that each request inherits.
+        budgets: Share of its private visual tokens that each request may keep.
         kv_indptr: int32 [R + 1].
         slots: int64 [N], slot of each live token.
         keys, values: One pool [num_slots, G, D] for each layer; rotary applied to keys.
         frame_offsets: integer [U, N], raster index of each token in its screenshot; U is L, or L * G per head.
         frame_norms: float32 [L, N], what the policy's `Norms` say of each visual token.
         attention: float32 [L, G, N], pooled attention of the observing queries, 0 for the window; [L, 1, N], mean of
-            the heads, for `Queries.ALL`; None for `Queries.NONE`. The policy may write to it.
+            the heads, for `Queries.ALL`; None for `Queries.NONE` and where `KVPolicy.observes` no prompt of the batch.
+            The policy may write to it.
         ops: Kernels or references.
     """
 
     layouts: Sequence[PromptLayout]
     states: Sequence[TrajectoryState]
+    budgets: Sequence[float]
     kv_indptr: torch.Tensor
     slots: torch.Tensor
     keys: Sequence[torch.Tensor]
@@ -112,7 +120,7 @@ class Observation:
     def attended(self) -> torch.Tensor:
         """`attention` of a policy that asked for it."""
         if self.attention is None:
-            raise RuntimeError("this policy observes no queries, but asks for their attention")
+            raise RuntimeError("no queries of this batch were observed, but the policy asks for their attention")
         return self.attention
 
     def past(self, request: int) -> slice:
@@ -176,6 +184,11 @@ class KVPolicy(ABC):
 
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
+
+    def observes(self, layout: PromptLayout, state: TrajectoryState) -> bool:
+        """Whether a prompt's queries matter, where the policy wants some: what nobody looks at is not computed."""
+        del layout, state
+        return True
 
     @abstractmethod
     def score(self, seen: Observation) -> PolicyScores:
