@@ -22,7 +22,7 @@ def build_tree(ctx: TreeCacheBuildContext) -> Any:
 
     verify_active()
     policy = runtime.policy()
-    tree = StarRadixCache(ctx.params, policy)
+    tree = StarRadixCache(ctx.params, policy, policy.ledger)
     policy.attach_tree(tree)
     return tree
 

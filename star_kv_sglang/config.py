@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,18 @@ from star_kv_sglang.policies.base.interface import PolicySettings
 FULL = "full"
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
-OWN_KEYS = ("frame_floor", "frame_split", "peaks", "question_share", "seed", "trace_dir", "trajectory_state")
+OWN_KEYS = (
+    "branch_floor",
+    "frame_floor",
+    "frame_split",
+    "peaks",
+    "question_share",
+    "recency_weight",
+    "seed",
+    "shrink_before_evict",
+    "trace_dir",
+    "trajectory_state",
+)
 DEFAULT_BUDGET = 0.2
 
 
@@ -31,6 +43,11 @@ class PolicyConfig:
         frame_floor: Least share of each screenshot that stays, in [0, 1), where screenshots compete by score.
         frame_split: How screenshots share the budget: "score" (their tokens compete), "size" (each keeps the same
             share), or None for the policy's own way.
+        token_budget: Most slots that the private nodes of all branches hold together, or None; then ``budget`` is 1.
+        branch_floor: Least share of each branch's screenshots that stays where branches compete, in [0, 1).
+        recency_weight: How often a branch's scores are halved, where branches compete, for every round of the others
+            in which it was silent, 0 or more.
+        shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
         seed: Of policies that draw.
         question_share: Share of what stays that the question chooses, in [0, 1], where a policy has two scores; None
             for the policy's own rule.
@@ -44,6 +61,10 @@ class PolicyConfig:
     scorer: ScorerParams = field(default_factory=ScorerParams)
     frame_floor: float = 0.02
     frame_split: str | None = None
+    token_budget: int | None = None
+    branch_floor: float = 0.0
+    recency_weight: float = 0.0
+    shrink_before_evict: bool = True
     seed: int = 0
     question_share: float | None = None
     peaks: bool = True
@@ -57,8 +78,22 @@ class PolicyConfig:
                 f"--kv-budget {self.budget!r} must be a number in (0, 1]: the share of a branch's private "
                 "screenshot tokens to keep; use 1.0 to keep everything"
             )
-        if not isinstance(self.frame_floor, (int, float)) or not 0 <= self.frame_floor < 1:
-            raise ConfigError(f"frame_floor {self.frame_floor!r} must be a number in [0, 1)")
+        if self.token_budget is not None and (
+            isinstance(self.token_budget, bool) or not isinstance(self.token_budget, int) or self.token_budget < 1
+        ):
+            raise ConfigError(
+                f"--kv-token-budget {self.token_budget!r} must be a whole number, 1 or more: the tokens that the "
+                "private nodes of all branches may hold together"
+            )
+        for name in ("frame_floor", "branch_floor"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ConfigError(f"{name} {value!r} must be a number in [0, 1)")
+        weight = self.recency_weight
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ConfigError(f"recency_weight {weight!r} must be a number, 0 or more")
+        if not isinstance(self.shrink_before_evict, bool):
+            raise ConfigError(f"shrink_before_evict {self.shrink_before_evict!r} must be true or false")
         if self.frame_split is not None and self.frame_split not in SPLITS:
             raise ConfigError(f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -84,6 +119,16 @@ class PolicyConfig:
         """Whether anything of SGLang changes."""
         return self.policy != FULL
 
+    @property
+    def prunes(self) -> bool:
+        """Whether this configuration ever frees a token; with budget 1.0 nothing is observed and nothing changes."""
+        return self.active and (self.budget < 1 or self.token_budget is not None)
+
+    @property
+    def prunes_again(self) -> bool:
+        """Whether what was pruned once may be pruned again without a query."""
+        return self.prunes and (self.token_budget is not None or self.shrink_before_evict)
+
     @classmethod
     def from_flags(
         cls,
@@ -104,14 +149,11 @@ class PolicyConfig:
             raise ConfigError(
                 "--kv-budget and --kv-token-budget are two ways to bound the same memory: give one of them"
             )
-        if token_budget is not None:
+        given = (budget, token_budget, observation_window, policy_config)
+        if policy == FULL and any(value is not None for value in given):
             raise ConfigError(
-                "--kv-token-budget (one budget for the whole tree) is not available in this version; use --kv-budget"
-            )
-        if policy == FULL and (budget is not None or observation_window is not None or policy_config is not None):
-            raise ConfigError(
-                "--kv-budget, --kv-observation-window and --kv-policy-config need a policy that prunes; "
-                "add --kv-policy star or drop them"
+                "--kv-budget, --kv-token-budget, --kv-observation-window and --kv-policy-config need a policy that "
+                "prunes; add --kv-policy star or drop them"
             )
         extra = dict(read_mapping(policy_config)) if policy_config is not None else {}
         if observation_window is not None:
@@ -131,7 +173,14 @@ class PolicyConfig:
             raise ConfigError(
                 f"--kv-policy-config: {error}; besides the scorer's keys it takes {', '.join(OWN_KEYS)}"
             ) from error
-        return cls(policy=policy, budget=DEFAULT_BUDGET if budget is None else budget, scorer=scorer, **own)
+        default = DEFAULT_BUDGET if token_budget is None else 1.0
+        return cls(
+            policy=policy,
+            budget=default if budget is None else budget,
+            token_budget=token_budget,
+            scorer=scorer,
+            **own,
+        )
 
 
 def require_policy(name: str) -> None:

@@ -20,6 +20,7 @@ class NodeExtra:
         num_tips: Finished requests whose sequence ended here and which no later request has continued: branches that
             may come back.
         pinned: A request asked to keep it whole (``custom_params: {"kv_share": true}``).
+        shared: More than one branch can use it.
         state: Trajectory state of the prompt that ends here.
     """
 
@@ -29,6 +30,7 @@ class NodeExtra:
     num_holes: int = 0
     num_tips: int = 0
     pinned: bool = False
+    shared: bool = False
     state: TrajectoryState | None = None
 
     def replace_segment(self, old: Segment, new: Segment) -> None:
@@ -41,7 +43,7 @@ class NodeExtra:
 
         The state and the tips belong to the end of the node, so they stay here.
         """
-        upper = NodeExtra(start=self.start, labelled=self.labelled, pinned=self.pinned)
+        upper = NodeExtra(start=self.start, labelled=self.labelled, pinned=self.pinned, shared=self.shared)
         lower: list[Segment] = []
         for segment in self.segments:
             before, after = segment.split_at(position, page_size)

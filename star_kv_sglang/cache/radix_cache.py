@@ -23,6 +23,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
 
+from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.node_extra import NodeExtra
 from star_kv_sglang.cache.segments import Frame, Segment, live_ranges, segments_between
 
@@ -48,6 +49,18 @@ class CacheListener:
     def on_released(self, req: Req) -> None:
         """The request gave its slots back."""
 
+    def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:
+        """The pool runs short: prune what nobody holds, before leaves are dropped.
+
+        Args:
+            tree: The tree.
+            num_tokens: Slots that are wanted.
+
+        Returns:
+            Slots that were freed.
+        """
+        return 0
+
 
 @dataclass(frozen=True)
 class KeptTokens:
@@ -72,17 +85,25 @@ class StarRadixCache(RadixCache):
     Args:
         params: SGLang's construction parameters.
         listener: Told about prompts and releases.
+        ledger: Is told about every scored segment, where segments are pruned more than once.
     """
 
-    def __init__(self, params: CacheInitParams, listener: CacheListener | None = None) -> None:
+    def __init__(
+        self, params: CacheInitParams, listener: CacheListener | None = None, ledger: SegmentLedger | None = None
+    ) -> None:
         self._extras: dict[TreeNode, NodeExtra] = {}
+        self._private_size = 0
         self.listener = listener or CacheListener()
+        self.ledger = ledger
         super().__init__(params)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
         self._extras = {self.root_node: NodeExtra(start=0, labelled=True)}
+        self._private_size = 0
+        if self.ledger is not None:
+            self.ledger.clear()
 
     # -- what a node holds -------------------------------------------------------------------------------------------
 
@@ -97,6 +118,10 @@ class StarRadixCache(RadixCache):
     def num_live(self, node: TreeNode) -> int:
         """Slots that the node owns."""
         return len(node.key) - self._extras[node].num_holes
+
+    def private_size(self) -> int:
+        """Slots of all nodes that no more than one branch can use."""
+        return self._private_size
 
     def live_slots(self, node: TreeNode) -> torch.Tensor:
         """The node's slots without its holes, int64 [num_live]; no device synchronisation."""
@@ -170,6 +195,10 @@ class StarRadixCache(RadixCache):
                 return
             node, rest = child, rest[matched:]
 
+    def nodes_along(self, key: RadixKey) -> list[TreeNode]:
+        """Nodes that hold a beginning of ``key``, or of what follows the node before; changes nothing."""
+        return [node for node, matched in self._descend(key.page_aligned(self.page_size)) if matched]
+
     def held_length(self, key: RadixKey) -> int:
         """How much of ``key`` lies in the tree, sealed or not."""
         return sum(matched for _, matched in self._descend(key.page_aligned(self.page_size)))
@@ -195,14 +224,69 @@ class StarRadixCache(RadixCache):
         if last not in self._extras:
             parent = last.parent
             self._extras[last] = NodeExtra(start=self._extras[parent].start + len(parent.key))
+            self._private_size += len(last.key)
+            self._update_shared(parent)
         return prefix_len, last
 
     def _split_node(self, key: RadixKey, child: TreeNode, split_len: int) -> TreeNode:
         extra = self._extras[child]
+        before = extra.segments
         upper = extra.split(extra.start + split_len, self.page_size)
         node: TreeNode = super()._split_node(key, child, split_len)
         self._extras[node] = upper
+        if self.ledger is not None:
+            self.ledger.moved(upper.segments, node)
+            # A segment that was cut is two new ones.
+            cut = [segment for segment in before if segment not in upper.segments and segment not in extra.segments]
+            for segment in cut:
+                if segment.ident:
+                    branch = int(self.ledger.branch[segment.ident])
+                    self.ledger.forget((segment,))
+                    self.ledger.register(node, upper, branch)
+                    self.ledger.register(child, extra, branch)
         return node
+
+    def _update_shared(self, node: TreeNode) -> None:
+        """Somebody began or ceased to use the node: decide anew whether it is shared, and its ancestors as far as that
+        changes.
+
+        Users are requests that end here, branches that may come back, and children. A node is shared when it has
+        several, when it is pinned, and when its child is.
+        """
+        while node is not self.root_node:
+            extra = self._extras[node]
+            users = node.lock_ref + extra.num_tips
+            below = False
+            for child in node.children.values():
+                users += 1 - child.lock_ref  # its requests hold this node too
+                below = self._extras[child].shared
+                break
+            shared = below or extra.pinned or users > 1 or len(node.children) > 1
+            if shared is extra.shared:
+                return
+            extra.shared = shared
+            self._private_size += -self.num_live(node) if shared else self.num_live(node)
+            if self.ledger is not None:
+                self.ledger.set_shared(extra.segments, shared)
+            node = node.parent
+
+    def register_path(self, node: TreeNode) -> None:
+        """The scores of all tokens on the path to ``node`` were stored: its segments enter the ledger."""
+        ledger = self.ledger
+        if ledger is None:
+            return
+        ledger.turn += 1
+        branch = 0
+        for one in self.path(node):
+            extra = self._extras[one]
+            if not extra.segments or extra.shared:
+                ledger.register(one, extra, 0)
+                continue
+            known = next((s.ident for s in extra.segments if s.ident), 0)
+            branch = int(ledger.branch[known]) or branch or ledger.new_branch()
+            ledger.register(one, extra, branch)
+            for segment in extra.segments:
+                ledger.branch[segment.ident], ledger.last_turn[segment.ident] = branch, ledger.turn
 
     def _label_frames(self, node: TreeNode, frames: Sequence[Frame]) -> None:
         """Tell the nodes up to the root which frames they hold, where that is not yet known."""
@@ -280,6 +364,7 @@ class StarRadixCache(RadixCache):
             extra = self._extras[node]
             if extra.num_tips:
                 extra.num_tips -= 1
+                self._update_shared(node)
                 return
             node = node.parent
 
@@ -287,6 +372,7 @@ class StarRadixCache(RadixCache):
         """Keep the path to ``node`` whole until it is evicted."""
         for one in self.path(node):
             self._extras[one].pinned = True
+        self._update_shared(node)
 
     def shared_until(self, node: TreeNode, peer_prefix_len: int = 0) -> int:
         """Position up to which the path to ``node`` is shared; what follows is private to the one request that locks
@@ -328,16 +414,34 @@ class StarRadixCache(RadixCache):
         Returns:
             The slots that were freed, int64 [num_live - num_keep].
         """
-        extra = self._extras[node]
-        first, last = segment.core_start + num_keep - extra.start, segment.hole_start - extra.start
-        freed: torch.Tensor = node.value[first:last].clone()
-        node.value[first:last] = 0
-        extra.replace_segment(segment, segment.pruned_to(num_keep))
-        if node.lock_ref > 0:
-            self.protected_size_ -= len(freed)
-        else:
-            self.evictable_size_ -= len(freed)
-        self.token_to_kv_pool_allocator.free_segment(freed, start_pos=segment.core_start + num_keep)
+        return self.punch_all([(node, segment, num_keep)])
+
+    def punch_all(self, targets: Sequence[tuple[TreeNode, Segment, int]]) -> torch.Tensor:
+        """:meth:`punch` for many segments at once: node, segment and ``num_keep`` of each.
+
+        Returns:
+            The slots that were freed, int64, segment after segment.
+        """
+        holes: list[torch.Tensor] = []
+        for node, segment, num_keep in targets:
+            extra = self._extras[node]
+            holes.append(node.value[segment.core_start + num_keep - extra.start : segment.hole_start - extra.start])
+            num_freed = segment.num_live - num_keep
+            extra.replace_segment(segment, segment.pruned_to(num_keep))
+            if node.lock_ref > 0:
+                self.protected_size_ -= num_freed
+            else:
+                self.evictable_size_ -= num_freed
+            if not extra.shared:
+                self._private_size -= num_freed
+            if self.ledger is not None:
+                self.ledger.num_live[segment.ident] = num_keep
+        freed = torch.cat(holes)
+        torch._foreach_zero_(holes)
+        if self.ledger is not None:
+            self.ledger.free_slots(freed)
+        # Whole pages, each in one piece: wherever the first of them lies, it begins a page.
+        self.token_to_kv_pool_allocator.free_segment(freed, start_pos=0)
         return freed
 
     # -- sizes, locks, eviction: SGLang's rules, in live slots -------------------------------------------------------
@@ -346,13 +450,17 @@ class StarRadixCache(RadixCache):
         """Protect the path to ``node`` from eviction."""
         if self.disable:
             return IncLockRefResult(delta=0)
-        delta = 0
+        delta, last = 0, node
         while node is not self.root_node:
             if node.lock_ref == 0:
-                delta -= len(node.key) - self._extras[node].num_holes
+                extra = self._extras[node]
+                delta -= len(node.key) - extra.num_holes
+                if self.ledger is not None and extra.segments:
+                    self.ledger.set_locked(extra.segments, True)
             node.lock_ref += 1
             self._update_leaf_status(node)
             node = node.parent
+        self._update_shared(last)
         self.evictable_size_ += delta
         self.protected_size_ -= delta
         return IncLockRefResult(delta=delta)
@@ -361,40 +469,69 @@ class StarRadixCache(RadixCache):
         """Undo one :meth:`inc_lock_ref`."""
         if self.disable:
             return DecLockRefResult(delta=0)
-        delta = 0
+        delta, last = 0, node
         while node is not self.root_node:
             if node.lock_ref == 1:
-                delta += len(node.key) - self._extras[node].num_holes
+                extra = self._extras[node]
+                delta += len(node.key) - extra.num_holes
+                if self.ledger is not None and extra.segments:
+                    self.ledger.set_locked(extra.segments, False)
             node.lock_ref -= 1
             self._update_leaf_status(node)
             node = node.parent
+        self._update_shared(last)
         self.evictable_size_ += delta
         self.protected_size_ -= delta
         return DecLockRefResult(delta=delta)
 
     def evict(self, params: EvictParams) -> EvictResult:
-        """Drop unlocked leaves in the order of SGLang's eviction policy until ``num_tokens`` live slots are free."""
+        """Free ``num_tokens`` live slots: let the policy shrink what nobody holds, then drop unlocked leaves in the
+        order of SGLang's eviction policy.
+        """
         if self.disable:
             return EvictResult()
         start_time = time.perf_counter()
-        heap = [(self.eviction_strategy.get_priority(leaf), leaf) for leaf in self.evictable_leaves]
-        heapq.heapify(heap)
-        num_evicted = 0
-        while heap and num_evicted < params.num_tokens:
-            _, leaf = heapq.heappop(heap)
-            num_evicted += self.num_live(leaf)
-            self.token_to_kv_pool_allocator.free_segment(self.live_slots(leaf), start_pos=0)
-            self._delete_leaf(leaf)
-            parent = leaf.parent
-            if not parent.children and parent.lock_ref == 0:
-                heapq.heappush(heap, (self.eviction_strategy.get_priority(parent), parent))
-            self._record_remove_event(leaf)
+        num_evicted = self.listener.shrink(self, params.num_tokens)
+        if num_evicted < params.num_tokens:
+            num_evicted += self._drop_leaves(params.num_tokens - num_evicted, private_only=False)
         self.update_eviction_metrics(num_evicted, start_time)
         return EvictResult(num_tokens_evicted=num_evicted)
 
+    def drop_private_leaves(self, num_tokens: int) -> int:
+        """Drop unlocked leaves that one branch at most can use, until ``num_tokens`` slots are free; returns how many
+        are.
+        """
+        return self._drop_leaves(num_tokens, private_only=True)
+
+    def _drop_leaves(self, num_tokens: int, *, private_only: bool) -> int:
+        def can_drop(leaf: TreeNode) -> bool:
+            return not (private_only and self._extras[leaf].shared)
+
+        heap = [(self.eviction_strategy.get_priority(leaf), leaf) for leaf in self.evictable_leaves if can_drop(leaf)]
+        heapq.heapify(heap)
+        num_dropped = 0
+        while heap and num_dropped < num_tokens:
+            _, leaf = heapq.heappop(heap)
+            num_dropped += self.num_live(leaf)
+            slots = self.live_slots(leaf)
+            self.token_to_kv_pool_allocator.free_segment(slots, start_pos=0)
+            if self.ledger is not None and self._extras[leaf].segments:
+                self.ledger.free_slots(slots)
+                self.ledger.forget(self._extras[leaf].segments)
+            self._delete_leaf(leaf)
+            parent = leaf.parent
+            if not parent.children and parent.lock_ref == 0 and can_drop(parent):
+                heapq.heappush(heap, (self.eviction_strategy.get_priority(parent), parent))
+            self._record_remove_event(leaf)
+        return num_dropped
+
     def _delete_leaf(self, node: TreeNode) -> None:
         super()._delete_leaf(node)
-        self.evictable_size_ += self._extras.pop(node).num_holes
+        extra = self._extras.pop(node)
+        self.evictable_size_ += extra.num_holes
+        if not extra.shared:
+            self._private_size -= len(node.key) - extra.num_holes
+        self._update_shared(node.parent)
 
     def _total_size_helper(self) -> int:
         return sum(self.num_live(node) for node in self.nodes())

@@ -46,6 +46,7 @@ class Segment:
         core_end: ``end`` rounded down to a page, at least ``core_start``.
         num_live: Live tokens of the core.
         sealed: It was pruned: it is matched whole or not at all, and never split.
+        ident: Its number in the ledger of scored segments; 0 where it has no stored scores.
     """
 
     frame: Frame
@@ -55,6 +56,7 @@ class Segment:
     core_end: int
     num_live: int
     sealed: bool = False
+    ident: int = 0
 
     @classmethod
     def unpruned(cls, frame: Frame, start: int, end: int, page_size: int) -> Segment:
@@ -81,6 +83,10 @@ class Segment:
     def pruned_to(self, num_live: int) -> Segment:
         """The segment after a prune that leaves ``num_live`` tokens in the core."""
         return replace(self, num_live=num_live, sealed=True)
+
+    def numbered(self, ident: int) -> Segment:
+        """The segment with its number in the ledger."""
+        return replace(self, ident=ident)
 
     def split_at(self, position: int, page_size: int) -> tuple[Segment | None, Segment | None]:
         """The two parts at ``position``; None for an empty one.

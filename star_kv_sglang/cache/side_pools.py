@@ -1,4 +1,4 @@
-"""What a policy remembers of every slot, layer by layer: its token's place in its screenshot, norm and attention."""
+"""What a policy remembers of every slot, layer by layer: its token's place in its screenshot, norm, score."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ class SidePools:
         frame_norms: [num_layers, num_slots], L2 norm of the token's layer input (after the input norm).
         attention: float32 [num_layers, num_slots], attention that the token has received so far, mean over the heads;
             None where no policy asks for it.
+        scores: float16 [num_units, num_slots], the token's calibrated score when it was last scored, so that it can be
+            pruned again without a query; None where nothing is pruned twice.
+        segment_ids: int32 [num_slots], number of the scored segment that the slot belongs to, 0 for none; belongs to
+            the slot and does not move with the token. None where ``scores`` is.
     """
 
     frame_offsets: torch.Tensor
     frame_norms: torch.Tensor
     attention: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    segment_ids: torch.Tensor | None = None
 
     @classmethod
     def allocate(
@@ -36,17 +42,20 @@ class SidePools:
         device: torch.device | str,
         units_per_layer: int = 1,
         with_attention: bool = False,
+        with_scores: bool = False,
     ) -> SidePools:
         """Pools for slots 0 .. num_slots - 1."""
-        shape = (num_layers, num_slots)
+        shape, unit_shape = (num_layers, num_slots), (num_layers * units_per_layer, num_slots)
         return cls(
-            torch.full((num_layers * units_per_layer, num_slots), TEXT, dtype=torch.int16, device=device),
+            torch.full(unit_shape, TEXT, dtype=torch.int16, device=device),
             torch.zeros(shape, dtype=norm_dtype, device=device),
             torch.zeros(shape, dtype=torch.float32, device=device) if with_attention else None,
+            torch.zeros(unit_shape, dtype=torch.float16, device=device) if with_scores else None,
+            torch.zeros(num_slots, dtype=torch.int32, device=device) if with_scores else None,
         )
 
     @property
     def num_bytes(self) -> int:
         """Memory of the pools in bytes."""
-        pools = (self.frame_offsets, self.frame_norms, self.attention)
+        pools = (self.frame_offsets, self.frame_norms, self.attention, self.scores, self.segment_ids)
         return sum(pool.numel() * pool.element_size() for pool in pools if pool is not None)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
@@ -22,6 +23,7 @@ from star_kv_sglang.engine.prune import KVPools, prune_path
 from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.engine.stats import PolicyCounters, report
 from star_kv_sglang.engine.trace import PruneTrace
+from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.interface import Norms, Observation, Queries, Split
 from star_kv_sglang.triton_ops.dispatch import default_ops, get_ops
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
+
+SLACK = 50
+"""A step of the tree-wide budget leaves a 50th of it free, so that not every prompt needs one."""
+SHRINK_STEP = 100
+"""Least part of the pool that is freed at once when it runs short."""
+MAX_WAITING = 256
+"""Waiting requests that are looked at, from the front of the queue, for prefixes that several will use."""
 
 
 class PolicyEngine(CacheListener):
@@ -48,6 +57,9 @@ class PolicyEngine(CacheListener):
         self.observer: Observer | None = None
         self.ops = get_ops("reference")
         self.batch_holes: torch.Tensor | None = None
+        self.ledger = SegmentLedger() if config.prunes_again else None
+        self._budget: TreeBudget | None = None
+        self._running: dict[str, Req] = {}
         self._row_holes: dict[int, int] = {}
         self._pools: KVPools | None = None
         self._tree: StarRadixCache | None = None
@@ -62,7 +74,7 @@ class PolicyEngine(CacheListener):
     @property
     def prunes(self) -> bool:
         """Whether this configuration ever frees a token; with budget 1.0 nothing is observed and nothing changes."""
-        return self.config.budget < 1
+        return self.config.prunes
 
     # -- wiring ------------------------------------------------------------------------------------------------------
 
@@ -90,15 +102,19 @@ class PolicyEngine(CacheListener):
             device=keys[0].device,
             units_per_layer=keys[0].shape[1] if policy.per_head else 1,
             with_attention=policy.queries is Queries.ALL and self.prunes,
+            with_scores=self.ledger is not None,
         )
         self._pools = KVPools(keys, values, side, per_head=policy.per_head)
+        if self.ledger is not None:
+            self.ledger.slot_ids = side.segment_ids
         self.observer = Observer(self._pools, self.config.scorer, self.ops, queries=policy.queries, norms=policy.norms)
         if vision is not None and self.prunes and policy.norms is not Norms.NONE:
             self.observer.watch_layers(runner.model)
+        tokens = self.config.token_budget
         logger.info(
-            "KV policy %s: budget %.3g, observation window %d, side pools %.1f MiB",
+            "KV policy %s: budget %s, observation window %d, side pools %.1f MiB",
             self.config.policy,
-            self.config.budget,
+            f"{self.config.budget:.3g}" if tokens is None else f"{tokens} tokens",
             self.config.scorer.observation_window,
             side.num_bytes / 2**20,
         )
@@ -121,6 +137,7 @@ class PolicyEngine(CacheListener):
         """Note the batch's holes and, for a prefill, plan it, before its forward; None where nothing is scored."""
         if not self.prunes or self.observer is None:
             return None
+        self.counters.peak_private_tokens = max(self.counters.peak_private_tokens, self._require_tree().private_size())
         plan = self._plan_batch(batch) if batch.forward_mode.is_extend() else None
         holes = [self._row_holes.get(row, 0) for row in batch.req_pool_indices_cpu.tolist()]
         self.batch_holes = torch.tensor(holes, dtype=torch.int64) if any(holes) else None
@@ -156,16 +173,21 @@ class PolicyEngine(CacheListener):
         if not plan.observed or plan.kv_indices is None or plan.kv_indptr is None:
             return
         with stage("fuse"):
-            scored = self.policy.score(self._observation(plan, plan.kv_indices.long(), plan.kv_indptr))
+            slots = plan.kv_indices.long()
+            scored = self.policy.score(self._observation(plan, slots, plan.kv_indptr))
+            self._store_scores(slots, scored.calibrated)
         with stage("select"):
-            choices = choose(
-                plan,
-                scored,
-                split=Split(self.config.frame_split) if self.config.frame_split else self.policy.split,
-                frame_floor=self.config.frame_floor,
-                page_size=self._require_tree().page_size,
-                ops=self.ops,
-            )
+            if self.config.token_budget is not None:
+                choices = [Choice((), 0, None, state) for state in scored.states]
+            else:
+                choices = choose(
+                    plan,
+                    scored,
+                    split=Split(self.config.frame_split) if self.config.frame_split else self.policy.split,
+                    frame_floor=self.config.frame_floor,
+                    page_size=self._require_tree().page_size,
+                    ops=self.ops,
+                )
         for one, choice in zip(plan.requests, choices, strict=True):
             if one.layout.window:
                 self.counters.num_scored_prompts += 1
@@ -187,6 +209,16 @@ class PolicyEngine(CacheListener):
             attention=plan.group_scores if summed is None else summed[:, None, slots],
             ops=self.ops,
         )
+
+    def _store_scores(self, slots: torch.Tensor, calibrated: torch.Tensor) -> None:
+        """Remember each token's score, so that it can be pruned again without a query."""
+        side = self._require_pools().side
+        if side.scores is None or side.segment_ids is None:
+            return
+        scores = calibrated.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
+        if self.policy.scores_once:
+            scores = torch.where(side.segment_ids[slots] == 0, scores, side.scores[:, slots])
+        side.scores[:, slots] = scores
 
     def has_choice(self, batch: ScheduleBatch) -> bool:
         """Whether a request of the batch waits to be pruned."""
@@ -270,9 +302,18 @@ class PolicyEngine(CacheListener):
         custom = req.sampling_params.custom_params
         if isinstance(custom, dict) and custom.get("kv_share"):
             tree.pin(req.last_node)
+        if has_row:
+            self._running[req.rid] = req
         choice = self._choices.pop(req.rid, None)
         if choice is None or req.last_node is tree.root_node:
             return
+        self._prune(tree, req, choice, has_row=has_row)
+        tree.register_path(req.last_node)
+        if not self._choices:
+            # The step after a prefill that was scored waits for its result: no row of a running request is in use.
+            self._hold_token_budget(tuple(self._running.values()))
+
+    def _prune(self, tree: StarRadixCache, req: Req, choice: Choice, *, has_row: bool) -> None:
         tree.extra(req.last_node).state = choice.state
         private_from = max(tree.shared_until(req.last_node), self._peer_prefix_len(req))
         with stage("prune"):
@@ -293,7 +334,53 @@ class PolicyEngine(CacheListener):
     def on_released(self, req: Req) -> None:
         """Forget a request that ended or was put back."""
         self._in_flight.pop(req.rid, None)
+        self._running.pop(req.rid, None)
         self._choices.pop(req.rid, None)
+        self._hold_token_budget(())
+
+    def _hold_token_budget(self, running: Sequence[Req]) -> None:
+        """Bring the private nodes below the tree-wide budget, if they are above it.
+
+        Args:
+            running: Requests whose rows may change now.
+        """
+        limit, tree = self.config.token_budget, self._require_tree()
+        if limit is None or tree.private_size() <= limit:
+            return
+        target = limit - limit // SLACK
+        with stage("budget"):
+            cut = self._tree_budget().reduce_private(target, running=running, waiting=self._waiting())
+        for req, num_holes in cut.holes:
+            self._row_holes[req.req_pool_idx] += num_holes
+        counters = self.counters
+        counters.num_budget_steps += 1
+        counters.num_pruned_tokens += cut.num_freed
+        if tree.private_size() > limit:
+            counters.num_budget_evicted_tokens += tree.drop_private_leaves(tree.private_size() - target)
+        counters.num_budget_misses += tree.private_size() > limit
+
+    def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:
+        """Prune what no request holds, down to the floors, before leaves are dropped."""
+        if self.ledger is None or not self.config.shrink_before_evict or num_tokens <= 0:
+            return 0
+        wanted = max(num_tokens, tree.token_to_kv_pool_allocator.size // SHRINK_STEP)
+        with stage("shrink"):
+            cut = self._tree_budget().shrink_unused(wanted, waiting=self._waiting())
+        counters = self.counters
+        counters.num_shrinks += cut.num_freed > 0
+        counters.num_shrunk_tokens += cut.num_freed
+        counters.num_avoided_evictions += cut.num_freed >= num_tokens
+        return cut.num_freed
+
+    def _waiting(self) -> Sequence[Req]:
+        return () if self._scheduler is None else self._scheduler.waiting_queue[:MAX_WAITING]
+
+    def _tree_budget(self) -> TreeBudget:
+        if self._budget is None:
+            config = self.config
+            rules = TreeRules(config.frame_floor, config.branch_floor, config.recency_weight)
+            self._budget = TreeBudget(self._require_tree(), self._require_pools(), self.ops, rules)
+        return self._budget
 
     def _require_tree(self) -> StarRadixCache:
         if self._tree is None:

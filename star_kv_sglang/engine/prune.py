@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +13,11 @@ import torch
 from star_kv_sglang.cache.radix_cache import KeptTokens, StarRadixCache
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.cache.side_pools import SidePools
-from star_kv_sglang.triton_ops.pools import Pool
+from star_kv_sglang.triton_ops.pools import PoolTable
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.radix_cache import TreeNode
 
     from star_kv_sglang.triton_ops.dispatch import Ops
 
@@ -35,40 +38,74 @@ class KVPools:
     side: SidePools
     per_head: bool = False
 
-    def movable(self) -> list[Pool]:
+    @cached_property
+    def table(self) -> PoolTable:
         """All pools, each as one tensor [num_slots, ...] for each unit: a layer, or a key head of a layer.
 
         Norms stay behind where heads move apart: a slot then has no one token in a layer.
         """
+        side = self.side
+        scores = [] if side.scores is None else [side.scores]
         if self.per_head:
-            return [_heads(self.keys), _heads(self.values), self.side.frame_offsets]
-        attention = [] if self.side.attention is None else [self.side.attention]
-        return [self.keys, self.values, self.side.frame_offsets, self.side.frame_norms, *attention]
+            return PoolTable.build([_heads(self.keys), _heads(self.values), side.frame_offsets, *scores])
+        attention = [] if side.attention is None else [side.attention]
+        return PoolTable.build([self.keys, self.values, side.frame_offsets, side.frame_norms, *attention, *scores])
 
 
 def _heads(pool: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [layer[:, head] for layer in pool for head in range(layer.shape[1])]
 
 
-def move_kept(pools: KVPools, slots: torch.Tensor, chosen: torch.Tensor, ops: Ops) -> None:
-    """Gather each unit's chosen rows of K, V and the side pools into the first slots of a segment, in place.
+@dataclass(frozen=True)
+class Target:
+    """A segment that is pruned.
+
+    Attributes:
+        node: The node that holds it.
+        segment: As it is before.
+        num_keep: Tokens that stay of its core, fewer than are live.
+    """
+
+    node: TreeNode
+    segment: Segment
+    num_keep: int
+
+
+def target_slots(tree: StarRadixCache, target: Target) -> torch.Tensor:
+    """Live slots of the core of a target, int64 [num_live]; a view of the node's value."""
+    first = target.segment.core_start - tree.extra(target.node).start
+    slots: torch.Tensor = target.node.value[first : first + target.segment.num_live]
+    return slots
+
+
+def prune_targets(
+    tree: StarRadixCache, targets: Sequence[Target], slots: torch.Tensor, kept: torch.Tensor, pools: KVPools, ops: Ops
+) -> torch.Tensor:
+    """Move what stays of all targets into their first slots, layer by layer, in one go, and give the rest back.
+
+    The caller mends the rows of requests that hold the nodes.
 
     Args:
+        tree: The tree.
+        targets: At least one.
+        slots: int64 [N], live slots of the targets, one after the other.
+        kept: int32 [num_units, N], as ``select_topn`` writes it: the packed indices that each unit keeps, ascending,
+            at the front of each target's range.
         pools: What moves.
-        slots: int64 [num_live], live slots of the segment's core.
-        chosen: int64 [num_units, n], ascending indices into ``slots``.
         ops: Kernels or references.
+
+    Returns:
+        The slots that were freed.
     """
-    num_live, num_keep = len(slots), chosen.shape[1]
-    kept = torch.full((chosen.shape[0], num_live), -1, dtype=torch.int32, device=slots.device)
-    kept[:, :num_keep] = chosen.to(torch.int32)
+    spans = list(pairwise(accumulate((one.segment.num_live for one in targets), initial=0)))
     ops.compact(
-        pools.movable(),
+        pools.table,
         slots,
-        torch.tensor([[0, num_live]], dtype=torch.int32, device=slots.device),
-        torch.tensor([num_keep], dtype=torch.int32, device=slots.device),
+        torch.tensor(spans, dtype=torch.int32).to(slots.device, non_blocking=True),
+        torch.tensor([one.num_keep for one in targets], dtype=torch.int32).to(slots.device, non_blocking=True),
         kept,
     )
+    return tree.punch_all([(one.node, one.segment, one.num_keep) for one in targets])
 
 
 @dataclass
@@ -109,21 +146,35 @@ def prune_path(
     """
     done = Pruned()
     path = tree.path(req.last_node)
+    targets: list[Target] = []
+    chosen: list[torch.Tensor] = []
     for choice in kept:
         found = tree.segment_at(path, choice)
         if found is None or choice.start < private_from:
             done.num_skipped += 1
             continue
         node, segment = found
-        num_keep = choice.chosen.shape[1]
-        if num_keep == segment.num_live:
-            continue
-        first = segment.core_start - tree.extra(node).start
-        move_kept(pools, node.value[first : first + segment.num_live], choice.chosen, ops)
-        done.num_freed += len(tree.punch(node, segment, num_keep))
-        if has_row:
-            holes = slice(segment.core_start + num_keep, segment.hole_start)
-            tree.req_to_token_pool.req_to_token[req.req_pool_idx, holes] = 0
-            req.prefix_indices[holes] = 0
-        done.segments.append((segment, node.value[first : first + num_keep]))
+        if choice.chosen.shape[1] < segment.num_live:
+            targets.append(Target(node, segment, choice.chosen.shape[1]))
+            chosen.append(choice.chosen)
+    if not targets:
+        return done
+    slots = torch.cat([target_slots(tree, one) for one in targets])
+    packed = torch.full((chosen[0].shape[0], len(slots)), -1, dtype=torch.int32, device=slots.device)
+    start = 0
+    for one, tokens in zip(targets, chosen, strict=True):
+        packed[:, start : start + one.num_keep] = tokens + start
+        done.segments.append((one.segment, slots[start : start + one.num_keep]))
+        start += one.segment.num_live
+    done.num_freed = len(prune_targets(tree, targets, slots, packed, pools, ops))
+    if has_row:
+        for one in targets:
+            punch_row(tree, req, one)
     return done
+
+
+def punch_row(tree: StarRadixCache, req: Req, target: Target) -> None:
+    """Give the row and the prefix of a running request the holes of a target that was pruned."""
+    holes = slice(target.segment.core_start + target.num_keep, target.segment.hole_start)
+    tree.req_to_token_pool.req_to_token[req.req_pool_idx, holes] = 0
+    req.prefix_indices[holes] = 0

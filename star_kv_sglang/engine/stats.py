@@ -18,12 +18,26 @@ class PolicyCounters:
         num_pruned_tokens: Slots that were freed by pruning.
         num_scored_prompts: Prompts that were scored.
         num_skipped_segments: Segments that had changed, or had become shared, between choice and prune.
+        num_budget_steps: Times that the private nodes had to be brought below the tree-wide budget.
+        num_budget_evicted_tokens: Slots of leaves that were dropped because pruning did not suffice for it.
+        num_budget_misses: Times that even this did not suffice.
+        num_shrinks: Times that segments nobody held were pruned because the pool ran short.
+        num_shrunk_tokens: Slots that were freed by it.
+        num_avoided_evictions: Times that it freed enough, so that no leaf was dropped.
+        peak_private_tokens: Most slots that private nodes held when a forward began.
     """
 
     num_prunes: int = 0
     num_pruned_tokens: int = 0
     num_scored_prompts: int = 0
     num_skipped_segments: int = 0
+    num_budget_steps: int = 0
+    num_budget_evicted_tokens: int = 0
+    num_budget_misses: int = 0
+    num_shrinks: int = 0
+    num_shrunk_tokens: int = 0
+    num_avoided_evictions: int = 0
+    peak_private_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class Policy(KVPolicy):
     queries = Queries.NONE
     split = Split.BY_SIZE
     norms = Norms.CENTRED
+    scores_once = True
 
     def score(self, seen: Observation) -> PolicyScores:
         """0 to 1 by rank, and 1 more for a peak; 0 for text."""

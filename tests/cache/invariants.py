@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import numpy as np
 import torch
 
 from star_kv_sglang.cache.segments import live_ranges
@@ -16,6 +17,7 @@ def check(world: TreeWorld) -> None:
     check_every_slot_has_one_owner(world)
     check_sizes(world)
     check_nodes(world)
+    check_private(world)
     for req in world.running:
         check_row(world, req)
 
@@ -54,6 +56,36 @@ def check_sizes(world: TreeWorld) -> None:
         for node in tree.path(req.last_node):
             locks[node.id] = locks.get(node.id, 0) + 1
     assert {n.id: n.lock_ref for n in nodes if n.lock_ref} == locks
+
+
+def check_private(world: TreeWorld) -> None:
+    """Who can use what, told from the whole tree, and the ledger of scored segments."""
+    tree = world.tree
+    shared: dict[Any, bool] = {}
+    for node in reversed(list(tree.nodes())):
+        children = list(node.children.values())
+        ends_here = sum(req.last_node is node for req in world.running)
+        users = ends_here + tree.extra(node).num_tips + len(children)
+        shared[node] = users > 1 or tree.extra(node).pinned or any(shared[child] for child in children)
+        assert tree.extra(node).shared == shared[node]
+    assert tree.private_size() == sum(tree.num_live(node) for node, is_shared in shared.items() if not is_shared)
+    if tree.ledger is None:
+        return
+    ledger, marks = tree.ledger, torch.zeros_like(world.pools.side.segment_ids)  # type: ignore[arg-type]
+    seen = []
+    for node in tree.nodes():
+        extra = tree.extra(node)
+        for segment in extra.segments:
+            if segment.ident:
+                ident = segment.ident
+                seen.append(ident)
+                assert ledger.node_of(ident) is node and ledger.used[ident]
+                assert (ledger.num_live[ident], ledger.core_len[ident]) == (segment.num_live, segment.core_len)
+                assert (ledger.shared[ident], ledger.locked[ident]) == (extra.shared, node.lock_ref > 0)
+                first = segment.core_start - extra.start
+                marks[node.value[first : first + segment.num_live]] = ident
+    assert sorted(seen) == np.flatnonzero(ledger.used).tolist()
+    assert torch.equal(marks, world.pools.side.segment_ids), "a slot belongs to another segment than it says"
 
 
 def check_nodes(world: TreeWorld) -> None:

@@ -43,9 +43,13 @@ class TreeMachine(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 2**31), slots=st.sampled_from([320, 640, 1600]))
     def start(self, seed: int, slots: int) -> None:
-        self.world = TreeWorld(slots, self.page_size, seed)
+        self.world = self.make_world(slots, seed)
         self.histories: list[tuple[str | None, array[int]]] = []
         self.prompts: list[tuple[str | None, array[int]]] = []
+
+    def make_world(self, slots: int, seed: int) -> TreeWorld:
+        """The world of one history."""
+        return TreeWorld(slots, self.page_size, seed)
 
     @rule(
         parent=st.integers(0, 7),

@@ -20,6 +20,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, KeptTokens, StarRadixCache
 from star_kv_sglang.cache.segments import Frame, LiveIndex
 from star_kv_sglang.cache.side_pools import SidePools
@@ -105,17 +106,32 @@ class TreeWorld:
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=page_size,
             ),
-            PruneAtRandom(self),
+            self.make_listener(),
+            self.make_ledger(),
         )
         shape = (NUM_LAYERS, num_slots + page_size)
         self.key_token = torch.full((*shape, 1, 2), -1, dtype=torch.int64)
         self.pools = KVPools(
             [self.key_token[i] for i in range(NUM_LAYERS)],
             [self.key_token.clone()[i] for i in range(NUM_LAYERS)],
-            SidePools.allocate(NUM_LAYERS, shape[1], norm_dtype=torch.float32, device="cpu"),
+            SidePools.allocate(
+                NUM_LAYERS,
+                shape[1],
+                norm_dtype=torch.float32,
+                device="cpu",
+                with_scores=self.tree.ledger is not None,
+            ),
         )
         self._next = 0
         self._sequence_ids: dict[tuple[str | None, tuple[int, ...]], int] = {}
+
+    def make_listener(self) -> CacheListener:
+        """What the tree tells about prompts."""
+        return PruneAtRandom(self)
+
+    def make_ledger(self) -> SegmentLedger | None:
+        """Where scored segments are noted, if they are."""
+        return None
 
     # -- what a scheduler does ---------------------------------------------------------------------------------------
 

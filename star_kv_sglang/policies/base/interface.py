@@ -166,12 +166,15 @@ class KVPolicy(ABC):
         split: How screenshots share the budget.
         per_head: Each key head keeps tokens of its own.
         norms: What it wants to know of the layers' inputs.
+        scores_once: A token's first score is the one to remember where it may be pruned again later: scores of a
+            screenshot that has lost tokens do not compare with those of a whole one.
     """
 
     queries: ClassVar[Queries] = Queries.WINDOW
     split: ClassVar[Split] = Split.BY_SCORE
     per_head: ClassVar[bool] = False
     norms: ClassVar[Norms] = Norms.NONE
+    scores_once: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what cannot be recorded."""

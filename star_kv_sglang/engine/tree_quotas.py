@@ -1,0 +1,158 @@
+"""One threshold for the whole tree: how many tokens every scored segment keeps under one budget, on the device.
+
+The scores of a segment are those that each layer's tokens had when they were last scored, so that a segment can be cut
+again without a query. Layers hold different tokens in the same slot; what competes is therefore every layer's every
+token, and a segment keeps as many slots as its layers have tokens above the threshold on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+KEY_BITS = 16
+LOWEST, HIGHEST = -(2 ** (KEY_BITS - 1)), 2 ** (KEY_BITS - 1) - 1
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The segments that compete, S of them.
+
+    Attributes:
+        idents: int64 [S], their numbers in the ledger.
+        num_live: int64 [S], live tokens.
+        floors: int64 [S], tokens that stay in any case, multiples of the page size or ``num_live``.
+        branches: int64 [S], the branch of each, 0 .. num_branches - 1.
+        branch_floors: int64 [num_branches], tokens that stay of each branch.
+        weights: float32 [S], factors of their scores; None for 1.
+    """
+
+    idents: npt.NDArray[np.int64]
+    num_live: npt.NDArray[np.int64]
+    floors: npt.NDArray[np.int64]
+    branches: npt.NDArray[np.int64]
+    branch_floors: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32] | None = None
+
+    @property
+    def least(self) -> int:
+        """Tokens that stay whatever the budget is."""
+        per_branch = np.bincount(self.branches, self.floors, len(self.branch_floors))
+        return int(np.maximum(per_branch, self.branch_floors).sum())
+
+
+def tree_quotas(
+    contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, *, budget: int, page_size: int
+) -> npt.NDArray[np.int64]:
+    """Tokens that each segment keeps, so that all together keep at most ``budget``, as far as the floors allow.
+
+    Waits once for the device: the slots that come free must be known on the host.
+
+    Args:
+        contest: The segments.
+        scores: float16 [U, num_slots].
+        slot_ids: int32 [num_slots], the ledger's number of each slot's segment.
+        budget: Tokens.
+        page_size: Quotas are multiples of it, or all of a segment.
+
+    Returns:
+        int64 [S].
+    """
+    if budget <= contest.least or not contest.idents.size:
+        return _with_branch_floors(contest, contest.floors, page_size)
+    race = _Race.prepare(contest, scores, slot_ids, page_size)
+    low, high = (torch.tensor(bound, device=scores.device) for bound in (LOWEST, HIGHEST))
+    for _ in range(KEY_BITS):
+        middle = (low + high) // 2
+        fits = race.total(race.quotas(middle)) <= budget
+        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+    both = torch.stack([race.quotas(high), race.quotas(low)]).cpu().numpy()
+    won, next_best = _with_branch_floors(contest, both[0], page_size), both[1]
+    # Tokens of equal score stand at the threshold: the rest of the budget goes to them, segment by segment.
+    spare = max(0, budget - int(won.sum()))
+    more = np.maximum(next_best - won, 0)
+    before = np.cumsum(more) - more
+    extra = np.clip(spare - before, 0, more)
+    return np.asarray(won + np.where(extra < more, extra // page_size * page_size, extra), np.int64)
+
+
+def _with_branch_floors(contest: Contest, quotas: npt.NDArray[np.int64], page_size: int) -> npt.NDArray[np.int64]:
+    """Raise the quotas of branches below their floor, of their newest segments first."""
+    quotas = quotas.copy()
+    held = np.bincount(contest.branches, quotas, len(contest.branch_floors)).astype(np.int64)
+    for branch in np.flatnonzero(held < contest.branch_floors):
+        missing = int(contest.branch_floors[branch] - held[branch])
+        for index in np.flatnonzero(contest.branches == branch)[::-1]:
+            given = min(-(-missing // page_size) * page_size, int(contest.num_live[index] - quotas[index]))
+            quotas[index] += given
+            missing -= given
+            if missing <= 0:
+                break
+    return quotas
+
+
+@dataclass(frozen=True)
+class _Race:
+    """The contest on the device.
+
+    Attributes:
+        keys: int16 [U, n], scores as integers of the same order, segment after segment.
+        ends: int64 [S], packed end of each segment.
+        num_live, floors, branches, branch_floors: As in the contest.
+        page_size: Of the pool.
+    """
+
+    keys: torch.Tensor
+    ends: torch.Tensor
+    num_live: torch.Tensor
+    floors: torch.Tensor
+    branches: torch.Tensor
+    branch_floors: torch.Tensor
+    page_size: int
+
+    @classmethod
+    def prepare(cls, contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, page_size: int) -> _Race:
+        device = scores.device
+
+        def upload(values: npt.NDArray[np.generic]) -> torch.Tensor:
+            return torch.from_numpy(values).to(device, non_blocking=True)
+
+        places = np.full(int(contest.idents.max()) + 1, -1, np.int32)
+        places[contest.idents] = np.arange(len(contest.idents))
+        table = upload(places)
+        # A number beyond the table belongs to nobody who competes.
+        known = slot_ids.long().clamp(max=len(places) - 1)
+        place = torch.where(slot_ids < len(places), table[known], -1)
+        num_tokens = int(contest.num_live.sum())
+        slots = place.argsort(stable=True)[len(place) - num_tokens :]
+        chosen = scores[:, slots]
+        if contest.weights is not None:
+            weights = upload(contest.weights)[place[slots]]
+            chosen = torch.where(chosen > 0, chosen * weights, chosen).to(torch.float16)
+        bits = chosen.view(torch.int16)
+        keys = torch.where(bits < 0, LOWEST - 1 - bits, bits)  # sign and magnitude to an order of integers
+        return cls(
+            keys,
+            upload(np.cumsum(contest.num_live)),
+            upload(contest.num_live),
+            upload(contest.floors),
+            upload(contest.branches),
+            upload(contest.branch_floors),
+            page_size,
+        )
+
+    def quotas(self, threshold: torch.Tensor) -> torch.Tensor:
+        """Tokens that each segment keeps, int64 [S], when all above a key stay."""
+        above = (self.keys > threshold).sum(dim=0)
+        sums = torch.cat([above.new_zeros(1), above.cumsum(0)])[self.ends]
+        counts = sums.diff(prepend=sums.new_zeros(1))
+        slots = (counts + len(self.keys) - 1) // len(self.keys)
+        return torch.minimum(torch.maximum(slots // self.page_size * self.page_size, self.floors), self.num_live)
+
+    def total(self, quotas: torch.Tensor) -> torch.Tensor:
+        """Tokens that all segments keep together, the floors of the branches included."""
+        held = torch.zeros_like(self.branch_floors).index_add_(0, self.branches, quotas)
+        return torch.maximum(held, self.branch_floors).sum()

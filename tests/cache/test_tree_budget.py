@@ -1,0 +1,118 @@
+"""A budget for the whole tree: random histories in which segments are cut again and again by their stored scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from star_kv_sglang.cache.ledger import SegmentLedger
+from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
+from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
+from star_kv_sglang.triton_ops.dispatch import get_ops
+from tests.cache.test_state_machine import TreeMachine
+from tests.cache.world import NUM_LAYERS, FakeRequest, PruneAtRandom, TreeWorld
+
+
+class ScoreAndPrune(PruneAtRandom):
+    """Scores every prompt; prunes some of them at random, shrinks before leaves are dropped."""
+
+    world: BudgetWorld
+
+    def on_prompt_cached(self, tree: StarRadixCache, req: Any, *, has_row: bool) -> None:
+        if self.world.rng.random() < 0.5:
+            self.world.choices.pop(req.rid, None)
+        super().on_prompt_cached(tree, req, has_row=has_row)
+        tree.register_path(req.last_node)
+
+    def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:
+        before = {node: tree.num_live(node) for node in tree.nodes() if node.lock_ref or tree.extra(node).shared}
+        cut = self.world.budget.shrink_unused(num_tokens, waiting=())
+        assert cut.num_freed == 0 or not cut.holes
+        assert before == {node: tree.num_live(node) for node in before}, "what is held or shared was cut"
+        return cut.num_freed
+
+
+class BudgetWorld(TreeWorld):
+    """A world whose tokens have scores that follow them."""
+
+    def __init__(self, num_slots: int, page_size: int, seed: int) -> None:
+        super().__init__(num_slots, page_size, seed)
+        assert self.tree.ledger is not None
+        self.tree.ledger.slot_ids = self.pools.side.segment_ids
+        rules = TreeRules(frame_floor=0.1, branch_floor=0.2, recency_weight=self.rng.choice([0.0, 0.5]))
+        self.budget = TreeBudget(self.tree, self.pools, get_ops("reference"), rules)
+
+    def make_listener(self) -> CacheListener:
+        return ScoreAndPrune(self)
+
+    def make_ledger(self) -> SegmentLedger | None:
+        return SegmentLedger()
+
+    def _write_tokens(self, req: FakeRequest, start: int, end: int, slots: torch.Tensor) -> None:
+        super()._write_tokens(req, start, end, slots)
+        scores = self.pools.side.scores
+        assert scores is not None
+        for layer in range(NUM_LAYERS):
+            scores[layer, slots] = score_of(self.pools.keys[layer][slots, 0, 1], layer)
+
+
+def score_of(identity: torch.Tensor, layer: int) -> torch.Tensor:
+    """A score that tells tokens and layers apart."""
+    return ((identity * (7 + 4 * layer)) % 61).to(torch.float16) - 5
+
+
+class BudgetMachine(TreeMachine):
+    """The tree machine with a budget step; its evictions shrink first."""
+
+    world: BudgetWorld
+
+    def make_world(self, slots: int, seed: int) -> TreeWorld:
+        return BudgetWorld(slots, self.page_size, seed)
+
+    @rule(share=st.sampled_from([0.0, 0.3, 0.7, 0.95]), running=st.booleans())
+    def budget_step(self, share: float, running: bool) -> None:
+        """The private nodes must become smaller; rows of running requests may change, or not."""
+        tree = self.world.tree
+        limit = int(share * tree.private_size())
+        reqs: Sequence[Any] = [r for r in self.world.running if r.prefilled] if running else ()
+        waiting: list[Any] = [r for r in self.world.running if not r.prefilled]
+        shared = {node: tree.num_live(node) for node in tree.nodes() if tree.extra(node).shared}
+        before = tree.private_size()
+        cut = self.world.budget.reduce_private(limit, running=reqs, waiting=waiting)
+        assert before - tree.private_size() == cut.num_freed
+        assert cut.num_freed < max(1, before - limit) + self.page_size, "more was cut than had to be"
+        assert shared == {node: tree.num_live(node) for node in shared}
+        assert all(req in reqs for req, _ in cut.holes)
+
+    @invariant()
+    def scores_follow_their_tokens(self) -> None:
+        if hasattr(self, "world"):
+            slots = self.world.tree.all_values_flatten()
+            scores = self.world.pools.side.scores
+            assert scores is not None
+            for layer in range(NUM_LAYERS):
+                expected = score_of(self.world.pools.keys[layer][slots, 0, 1], layer)
+                assert torch.equal(scores[layer, slots], expected)
+
+
+class PagedBudgetMachine(BudgetMachine):
+    """The same with pages of 16 slots."""
+
+    page_size = 16
+
+
+@pytest.mark.parametrize("machine", [BudgetMachine, PagedBudgetMachine], ids=["page1", "page16"])
+def test_random_histories(machine: type[RuleBasedStateMachine]) -> None:
+    """About 2,000 steps for each page size."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
