@@ -74,9 +74,7 @@ class TreeBudget:
 
     def __init__(self, tree: StarRadixCache, pools: KVPools, ops: Ops, rules: TreeRules) -> None:
         if tree.ledger is None or pools.side.scores is None or pools.side.segment_ids is None:
-            raise ValueError(
-                "build the tree with a ledger and the side pools with scores: both are needed here"
-            )
+            raise ValueError("build the tree with a ledger and the side pools with scores: both are needed here")
         self._tree = tree
         self._ledger: SegmentLedger = tree.ledger
         self._pools = pools

@@ -29,6 +29,7 @@ class Policy(KVPolicy):
 
     split = Split.BY_SIZE
     norms = Norms.CENTRED
+    scores_once = True
 
     def observes(self, layout: PromptLayout, state: TrajectoryState) -> bool:
         """Only prompts of which the question chooses a part."""

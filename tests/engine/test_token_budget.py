@@ -85,7 +85,7 @@ def test_a_short_pool_shrinks_before_it_evicts(checkpoint: Callable[[str], Path]
         kv_policy="star-paper",
         kv_budget=0.5,
         policy_config=config,
-        max_total_tokens=1200,
+        max_total_tokens=800,
         max_prefill_tokens=128,
     ) as engine:
         chats = play(engine, 8, 4)
