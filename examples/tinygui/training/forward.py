@@ -95,7 +95,7 @@ def vision(
     top = "model.visual."
     dtype = p[f"{top}pos_embed.weight"].dtype
     count, num_visual = patches.shape[:2]
-    pixels = patches.to(dtype).div(127.5).sub(1).view(count, num_visual * NUM_PATCHES, PIXELS)
+    pixels = patches.to(dtype).sub(127.5).div(127.5).view(count, num_visual * NUM_PATCHES, PIXELS)
     # A screen is a film of two equal pictures: the kernel's two halves add up.
     kernel = p[f"{top}patch_embed.proj.weight"].sum(2).flatten(1)
     hidden = F.linear(pixels, kernel, p[f"{top}patch_embed.proj.bias"])

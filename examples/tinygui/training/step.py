@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,15 +91,14 @@ class AdamW:
         """Clips ``gradient`` float32 [P], takes a step and returns the norm; a step without a finite norm is none."""
         norm: torch.Tensor = gradient.norm()
         usable = torch.isfinite(norm)
-        gradient = torch.where(usable, gradient * (MAX_NORM / (norm + 1e-6)).clamp(max=1), 0.0)
+        gradient = (gradient * (MAX_NORM / (norm + 1e-6)).clamp(max=1)).masked_fill(~usable, 0.0)
         self._steps += 1
         self._mean.lerp_(gradient, 1 - BETAS[0])
         self._square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        mean_scale = 1 / (1 - BETAS[0] ** self._steps)
-        square_scale = (1 / (1 - BETAS[1] ** self._steps)).sqrt()
+        mean_scale, square_scale = (1 / (1 - (self._steps * math.log(beta)).exp()) for beta in BETAS)
         matrices = self._weights.flat[: self._weights.num_matrix]
         matrices.mul_(1 - self.rate * WEIGHT_DECAY)
-        update = self._mean / (self._square.sqrt() * square_scale + _EPS)
+        update = self._mean / ((self._square * square_scale).sqrt() + _EPS)
         self._weights.flat.sub_(update * (self.rate * mean_scale))
         self._weights.refresh()
         return norm
@@ -159,7 +160,7 @@ class Trainer:
 
     def _warm_up(self, batch: Batch) -> Outcome:
         """A step as it is, on a stream of its own, as capturing asks for."""
-        side = torch.cuda.Stream()
+        side = _side_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             outcome = self._run(batch)
@@ -191,6 +192,12 @@ class Trainer:
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).float()
             norm = self._optimizer.step(flat)
         return Outcome(loss.detach(), norm, logits.detach().argmax(-1))
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all layouts: memory that a stream has used is not given to others."""
+    return torch.cuda.Stream()
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
