@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,6 +77,7 @@ def build_cases(shape: OpShape) -> list[OpCase]:
         _window_scores,
         _window_scores_known,
         _frame_norms,
+        _frame_distances,
         _spatial_boost,
         _spatial_mi,
         _frame_stability,
@@ -126,19 +128,34 @@ def _window_scores_known(load: Workload) -> OpCase:
     return _window_case(load, "window_scores+lse", log_sums)
 
 
-def _frame_norms(load: Workload) -> OpCase:
+def _norms_case(load: Workload, name: str, *, centred: bool) -> OpCase:
     shape = load.shape
     hidden = [
         load.randn(shape.frame_tokens, shape.hidden) for _ in range(copies_needed(shape.frame_tokens * shape.hidden))
     ]
     pool = torch.empty(load.num_slots, dtype=torch.float16, device=load.device)
     slots = load.slots[: shape.frame_tokens]
+    ids = torch.zeros(shape.frame_tokens, dtype=torch.int32, device=load.device)
+
+    def run(ops: Ops, rows: torch.Tensor) -> object:
+        if not centred:
+            return ops.frame_norms(rows, slots, pool)
+        return ops.frame_norms(rows, slots, pool, rows.mean(dim=0, keepdim=True, dtype=torch.float32), ids)
 
     def calls(ops: Ops) -> list[Callable[[], object]]:
-        return [lambda rows=rows: ops.frame_norms(rows, slots, pool) for rows in hidden]  # type: ignore[misc]
+        return [partial(run, ops, rows) for rows in hidden]
 
     num_bytes = shape.frame_tokens * (shape.hidden * 2 + 2 + 4)
-    return OpCase("frame_norms", "layer", num_bytes, calls, "test_frame_norms.py", target_us=3.0)
+    return OpCase(name, "layer", num_bytes, calls, "test_frame_norms.py", target_us=3.0)
+
+
+def _frame_norms(load: Workload) -> OpCase:
+    return _norms_case(load, "frame_norms", centred=False)
+
+
+def _frame_distances(load: Workload) -> OpCase:
+    """The screenshot's mean, and each token's distance from it."""
+    return _norms_case(load, "frame_norms+centre", centred=True)
 
 
 def _group_scores(load: Workload) -> list[torch.Tensor]:

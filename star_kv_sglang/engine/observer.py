@@ -65,6 +65,7 @@ class Observer:
         self._frame_sizes: list[int] = []
         self._visual_rows: Rows | None = None
         self._visual_slots: torch.Tensor | None = None
+        self._centre_ids: torch.Tensor | None = None
         self._window_rows: Rows | None = None
         self._query_indptr: torch.Tensor | None = None
 
@@ -129,6 +130,11 @@ class Observer:
             first += one.new_end - one.new_start
         device = out_cache_loc.device
         self._visual_rows = rows_of(runs, device) if runs else None
+        self._centre_ids = None
+        if runs and self._norms is Norms.CENTRED:
+            sizes = torch.tensor(self._frame_sizes)
+            centre_ids = torch.arange(len(runs), dtype=torch.int32).repeat_interleave(sizes)
+            self._centre_ids = centre_ids.to(device, non_blocking=True)
         if self._visual_rows is not None:
             self._visual_slots = out_cache_loc[self._visual_rows].long()
             self._pools.side.frame_offsets[:, self._visual_slots] = torch.cat(offsets).to(device, non_blocking=True)
@@ -144,10 +150,11 @@ class Observer:
             with stage("frame_norms"):
                 norms = self._pools.side.frame_norms[layer]
                 visual = hidden[self._visual_rows]
+                centres = None
                 if self._norms is Norms.CENTRED:
                     parts = visual.split(self._frame_sizes)
-                    visual = torch.cat([part - part.mean(dim=0, keepdim=True) for part in parts])
-                self.ops.frame_norms(visual, self._visual_slots, norms)
+                    centres = torch.stack([part.mean(dim=0, dtype=torch.float32) for part in parts])
+                self.ops.frame_norms(visual, self._visual_slots, norms, centres, self._centre_ids)
 
     @property
     def scores(self) -> bool:
