@@ -127,7 +127,11 @@ def profile_turn(folder: Path, *, num_cached_screens: int = 4, budget: float = 0
                 talk = talk.answered(_ask(engine, talk, share=True))
             talk = talk.shown(screens[num_cached_screens])
             if number == 1:
-                engine.start_profile(output_dir=str(profiles), activities=["CPU", "GPU"])
+                # The ranges need the CPU side. SGLang's defaults, Python stacks and shapes of all operators, take
+                # minutes to write for a turn of this size and slow its launches down.
+                engine.start_profile(
+                    output_dir=str(profiles), activities=["CPU", "GPU"], with_stack=False, record_shapes=False
+                )
             _ask(engine, talk, share=False)
         engine.stop_profile()
     finally:

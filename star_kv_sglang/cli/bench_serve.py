@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,11 @@ _FILE_WIDTH = 160
 
 def serve(
     phases: Annotated[str, typer.Option(help="Measurements, comma-separated.")] = _PHASES,
-    policies: Annotated[str, typer.Option(help="Among stock, full, star; stock is always measured.")] = "full,star",
+    policies: Annotated[
+        str, typer.Option(help="Among stock, full, star and, e.g., 'star 0.4', in order; stock is always the first.")
+    ] = "full,star",
     budgets: Annotated[str, typer.Option(help="Budgets of star, comma-separated.")] = "0.2",
+    brief: Annotated[str, typer.Option(help="Policies of which decoding is measured at one point only.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer batch sizes, repeats and turns.")] = False,
     shape: Annotated[str, typer.Option(help="Model with random weights: 7b or tiny.")] = "7b",
     model_path: Annotated[str | None, typer.Option(help="Serve this model instead, with its weights.")] = None,
@@ -41,6 +45,9 @@ def serve(
     turns_shared: Annotated[int | None, typer.Option(min=1, help="turns: how many of them are shared.")] = None,
     answer_tokens: Annotated[int | None, typer.Option(min=2, help="Length of an answer.")] = None,
     max_seconds: Annotated[float | None, typer.Option(min=1, help="Longest time of a phase.")] = None,
+    total_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Longest time of the run; what does not begin in it is left out.")
+    ] = None,
     pool: Annotated[int | None, typer.Option(min=1, help="Slots of the other phases' pools; SGLang chooses.")] = None,
     engine_args: Annotated[str, typer.Option(help="Further flags for every server, as one string.")] = "",
     port: Annotated[int | None, typer.Option(help="The servers' port; a free one by default.")] = None,
@@ -96,8 +103,13 @@ def serve(
         model = ["--model-path", model_path]
     machine = describe(model_path or f"Qwen2.5-VL {shape}, random weights")
     path = csv or Path("benchmarks") / f"serve_{short_name(machine.gpu)}.csv"
+    chosen = parse_policies(policies, budgets)
+    labels = [label.strip() for label in brief.split(",") if label.strip()]
+    strangers = sorted(set(labels) - {policy.label for policy in chosen})
+    if strangers:
+        raise typer.BadParameter(f"{', '.join(strangers)}: not among --policies", param_hint="--brief")
     plan = Plan(
-        policies=parse_policies(policies, budgets),
+        policies=chosen,
         phases=names,
         sizes=_sizes(quick, {name: value for name, value in given.items() if value is not None}),
         screens=write_screens(work / f"screens_{screen}", _size(screen)),
@@ -108,6 +120,8 @@ def serve(
         work=work,
         port=port,
         start_timeout_s=start_timeout,
+        brief=labels,
+        total_seconds=math.inf if total_seconds is None else total_seconds,
     )
     problems = _measure(console, plan, Results(path, machine, gpu_used_gib))
     _report(console, path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from star_kv_sglang.bench.serve.client import EngineClient
 from star_kv_sglang.bench.serve.results import Figure, Results
@@ -39,6 +41,13 @@ class Sizes:
     answer_tokens: int = 16
     max_seconds: float = 180.0
 
+    def brief(self) -> Sizes:
+        """Decoding at the reference point only: the longest history, and the batch of the targets."""
+        batch = REFERENCE_BATCH if REFERENCE_BATCH in self.batches else self.batches[-1]
+        return replace(self, histories=self.histories[-1:], batches=(batch,))
+
+
+REFERENCE_BATCH: Final = 32
 
 QUICK = Sizes(batches=(1, 32), ttft_repeats=2, turns_branches=4, turns_turns=4, max_seconds=120.0)
 """What still tells whether the targets are met, in about half of the time."""
@@ -68,6 +77,7 @@ class Context:
 
     Attributes:
         say: shows one line of progress.
+        end: when the whole run must end, on `time.monotonic`'s clock.
     """
 
     policy: Policy
@@ -78,11 +88,12 @@ class Context:
     results: Results
     say: Callable[[str], None]
     phase: str
+    end: float = math.inf
     deadline: float = 0.0
 
     def start_clock(self) -> None:
         """The phase's time begins."""
-        self.deadline = time.monotonic() + self.sizes.max_seconds
+        self.deadline = min(time.monotonic() + self.sizes.max_seconds, self.end)
 
     @property
     def seconds_left(self) -> float:

@@ -139,9 +139,9 @@ class Load:
 
 
 async def run_decode(context: Context) -> None:
-    """Measure every history and batch size that the pool holds."""
+    """Measure every history and batch size that the pool holds, the longest history first: time may end the phase."""
     context.start_clock()
-    for num_screens in context.sizes.histories:
+    for num_screens in reversed(context.sizes.histories):
         load = Load(context, num_screens)
         try:
             await _run_history(context, load)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,6 +56,8 @@ class Plan:
         engine_arguments: further flags for every server; they win.
         pool: slots of the servers of the phases that take any pool; None for what SGLang chooses.
         fixed_pool: slots of the servers of the branches phase.
+        brief: labels of the policies that decode at the reference point only.
+        total_seconds: time of the whole run; what has not begun by then is left out.
         work: folder for logs.
     """
 
@@ -68,6 +72,12 @@ class Plan:
     work: Path
     port: int | None
     start_timeout_s: float
+    brief: Collection[str] = ()
+    total_seconds: float = math.inf
+
+    def sizes_of(self, policy: Policy) -> Sizes:
+        """How much is measured of a policy."""
+        return self.sizes.brief() if policy.label in self.brief else self.sizes
 
     def server_arguments(self, *, fixed_pool: bool) -> list[str]:
         """Flags of a server, without those of its policy."""
@@ -104,9 +114,11 @@ class Run:
     say: Callable[[str], None]
     advance: Callable[[], None]
     problems: list[str]
+    _end: float = math.inf
 
     def measure(self) -> None:
         """Measure everything; what fails is written down as a row without a value, and in ``problems``."""
+        self._end = time.monotonic() + self.plan.total_seconds
         for fixed_pool in (False, True):
             names = [name for name in self.plan.phases if PHASES[name].fixed_pool == fixed_pool]
             if names:
@@ -117,6 +129,10 @@ class Run:
         kind = "pool" if fixed_pool else "main"
         log_file = self.plan.work / f"{kind}_{policy.label.replace(' ', '_')}.log"
         remaining = list(names)
+        if time.monotonic() > self._end:
+            self._fail(policy, remaining, f"no time left after {self.plan.total_seconds:g} s")
+            return
+        started = time.monotonic()
         try:
             with policy_server(
                 policy,
@@ -126,6 +142,8 @@ class Run:
                 timeout_s=self.plan.start_timeout_s,
                 on_wait=lambda seconds: self.say(f"{policy.label}: server starts, {seconds:.0f} s"),
             ) as url:
+                seconds = time.monotonic() - started
+                self.results.add(Figure(policy.label, "server", "start_s", seconds, note=f"{kind} server"))
                 asyncio.run(self._phases(policy, remaining, url, LogReader(log_file)))
         except (RolloutError, ServeBenchError) as error:
             self._fail(policy, remaining, str(error))
@@ -147,17 +165,20 @@ class Run:
                     client=client,
                     log=log,
                     screens=self.plan.screens,
-                    sizes=self.plan.sizes,
+                    sizes=self.plan.sizes_of(policy),
                     results=self.results,
                     say=lambda line, name=name: self.say(f"{policy.label} {name}: {line}"),  # type: ignore[misc]
                     phase=name,
+                    end=self._end,
                 )
+                started = time.monotonic()
                 try:
                     await PHASES[name].run(context)
                 except ServeBenchError as error:
                     self._fail(policy, [name], str(error))
                 else:
                     self.advance()
+                context.add(context.figure("phase_s", time.monotonic() - started))
                 del remaining[0]
 
     def _fail(self, policy: Policy, names: Sequence[str], why: str) -> None:

@@ -20,6 +20,10 @@ _PLUGINS: Final = "SGLANG_PLUGINS"
 _NO_PLUGIN: Final = "none"
 """A name that no plugin has: SGLang then loads none."""
 
+_ENVIRONMENT: Final = {"SGLANG_VLM_CACHE_SIZE_MB": "1024"}
+"""Of every server. SGLang's cache of vision embeddings holds five screenshots of 1920x1080 by default, so that the
+vision tower would take a good part of the time in which histories are built. An exported value wins."""
+
 GPU_ARGUMENTS: Final = (
     *("--attention-backend", "flashinfer"),
     *("--mm-attention-backend", "triton_attn"),
@@ -60,21 +64,25 @@ class Policy:
 
 
 def parse_policies(names: str, budgets: str) -> list[Policy]:
-    """Policies of two comma-separated lists; ``stock`` comes first and is always there.
+    """Policies of two comma-separated lists, in the order of the first; ``stock`` comes first and is always there.
+
+    Args:
+        names: ``stock``, ``full``, ``star 0.2``, or ``star`` for all budgets.
+        budgets: of ``star``.
 
     Raises:
         ServeBenchError: a policy or a budget that does not exist.
     """
-    wanted = _words(names)
-    unknown = sorted(set(wanted) - {STOCK, FULL, STAR})
-    if unknown:
-        raise ServeBenchError(f"--policies {', '.join(unknown)}: choose among {STOCK}, {FULL}, {STAR}")
     policies = [Policy(STOCK)]
-    if FULL in wanted:
-        policies.append(Policy(FULL))
-    if STAR in wanted:
-        policies += [Policy(STAR, _budget(word)) for word in _words(budgets)]
-    return policies
+    for word in _words(names):
+        name, _, budget = word.partition(" ")
+        if name not in (STOCK, FULL, STAR) or (budget and name != STAR):
+            raise ServeBenchError(f"--policies {word}: choose among {STOCK}, {FULL}, {STAR}, {STAR} BUDGET")
+        if name == STAR:
+            policies += [Policy(STAR, _budget(each)) for each in ([budget] if budget else _words(budgets))]
+        else:
+            policies.append(Policy(name))
+    return list(dict.fromkeys(policies))
 
 
 def _words(text: str) -> list[str]:
@@ -109,13 +117,11 @@ def policy_server(
     Raises:
         RolloutError: the server ended, or was not ready in time.
     """
-    before = os.environ.get(_PLUGINS)
-    os.environ[_PLUGINS] = policy.plugins
+    before = dict(os.environ)
+    os.environ.update({**_ENVIRONMENT, **before, _PLUGINS: policy.plugins})
     try:
         with serving([*arguments, *policy.arguments], log_file, port=port, timeout_s=timeout_s, on_wait=on_wait) as url:
             yield url
     finally:
-        if before is None:
-            del os.environ[_PLUGINS]
-        else:
-            os.environ[_PLUGINS] = before
+        os.environ.clear()
+        os.environ.update(before)

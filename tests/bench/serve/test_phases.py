@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_branches_that_time_ends_are_marked(tmp_path: Path) -> None:
     figure = _figures(on)["branches_alive"]
     assert (figure.value, figure.partial) == (0, True)
     assert "no time left" in figure.note
+
+
+def test_no_phase_goes_on_after_the_end_of_the_run(tmp_path: Path) -> None:
+    on = context(FakeEngine(10**6), tmp_path, "ttft", max_seconds=1000.0)
+    on.end = time.monotonic() - 1
+    asyncio.run(run_ttft(on))
+    row = _figures(on)["ttft_ms_p50"]
+    assert (row.value, row.partial) == (None, True)
 
 
 def test_first_token_per_turn_leaves_the_warm_up_out(tmp_path: Path) -> None:
