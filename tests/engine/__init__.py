@@ -1,1 +1,1 @@
-"""Tests on SGLang's real engine, on the CPU, with tiny models."""
+"""Tests on SGLang's real engine with tiny models: on the CPU, or on the GPU where there is one."""

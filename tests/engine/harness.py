@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from tests.engine.conversation import Answer, Chat
+from tests.engine.machine import engine_arguments, environment, exact_environment
 
 STRICT_CHECKS = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
@@ -40,39 +40,24 @@ def other_models() -> str:
 
 
 @contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started inside of the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def running_engine(model: Path, **kwargs: Any) -> Iterator[TestEngine]:
-    """A CPU engine with SGLang's leak checks on; its processes are gone when the block ends.
+def running_engine(model: Path, *, exact: bool = False, **kwargs: Any) -> Iterator[TestEngine]:
+    """An engine with SGLang's leak checks on; its processes are gone when the block ends.
 
     Args:
         model: Checkpoint.
+        exact: Compute in float32 with PyTorch's operators, so that a reference in float32 can be met. The CPU's engine
+            always does; a GPU's engine is otherwise the one that serves: FlashInfer, CUDA graphs, bfloat16.
         kwargs: Arguments of ``sglang.Engine``; ``policy_config`` is a mapping for ``kv_policy_config``.
     """
-    from star_kv_sglang import cpu_mode
-
     policy_config = kwargs.pop("policy_config", None)
     if policy_config is not None:
         kwargs["kv_policy_config"] = json.dumps(policy_config)
-    with environment({**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}):
+    checks = {**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}
+    with environment(checks), exact_environment(exact):
         import sglang
 
         arguments = {
             "model_path": str(model),
-            "dtype": "float32",
             "max_total_tokens": 4000,
             "max_running_requests": 16,
             "random_seed": 1,
@@ -82,7 +67,7 @@ def running_engine(model: Path, **kwargs: Any) -> Iterator[TestEngine]:
             "custom_sigquit_handler": _fail_start,
             **kwargs,
         }
-        engine = sglang.Engine(**cpu_mode.cpu_engine_kwargs(**arguments))
+        engine = sglang.Engine(**engine_arguments(exact=exact, **arguments))
     try:
         yield TestEngine(engine)
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from star_kv_sglang import cpu_mode
 from tests.engine.conversation import Answer, Chat, question, screenshot
 from tests.engine.harness import TestEngine, running_engine
 
@@ -27,11 +28,23 @@ def long_prompt(num_visual_rows: int) -> Chat:
     return Chat().ask(question(1), screenshot(1, 12, num_visual_rows, 28))
 
 
+KINDS = ("exact", "serving") if cpu_mode.is_gpu_present() else ("exact",)
+"""Engines that must survive all of this; on a CPU there is one."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which engine it is."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def shared_engine(checkpoint: Callable[[str], Path]) -> Iterator[TestEngine]:
+def shared_engine(checkpoint: Callable[[str], Path], kind: str) -> Iterator[TestEngine]:
     """An engine whose pool is smaller than its context, with chunks smaller than a screenshot."""
     with running_engine(
         checkpoint("qwen2_5_vl"),
+        exact=kind == "exact",
         kv_policy="star",
         kv_budget=0.2,
         max_total_tokens=POOL,
@@ -119,8 +132,11 @@ def test_abort_in_the_queue(engine: TestEngine) -> None:
     assert answer.reason["type"] == "abort"
 
 
-def test_same_prompt_after_its_abort_gives_the_same_answer(engine: TestEngine) -> None:
-    """What an aborted prefill leaves in the tree is as good as what a whole one computes."""
+def test_same_prompt_after_its_abort_gives_the_same_answer(engine: TestEngine, kind: str) -> None:
+    """What an aborted prefill leaves in the tree is as good as what a whole one computes.
+
+    The second prefill is cut elsewhere: in bfloat16 its answer may differ, and is only as long.
+    """
     chat = long_prompt(15)
     want = engine.answer(chat)
     engine.flush()
@@ -133,7 +149,9 @@ def test_same_prompt_after_its_abort_gives_the_same_answer(engine: TestEngine) -
         return await task
 
     assert engine.run(play()).reason["type"] == "abort"
-    assert engine.answer(chat).token_ids == want.token_ids
+    again = engine.answer(chat)
+    assert len(again.token_ids) == len(want.token_ids)
+    assert again.token_ids == want.token_ids or kind == "serving"
 
 
 def test_more_requests_than_the_pool_holds_all_end_well(engine: TestEngine) -> None:

@@ -76,6 +76,7 @@ def played(
     chat, turns = Chat(), []
     with running_engine(
         checkpoint(case.model),
+        exact=True,
         kv_policy=case.policy,
         kv_budget=0.2,
         policy_config={"trace_dir": str(trace)},

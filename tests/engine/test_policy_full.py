@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang import cpu_mode
+from tests.engine.machine import engine_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def test_hooks_of_a_process_that_inherited_its_arguments(
 ) -> None:
     from star_kv_sglang.server_args import RADIX_CACHE_BACKEND, StarServerArgs
 
-    flags: dict[str, Any] = cpu_mode.cpu_engine_kwargs(model_path=str(checkpoint("qwen2_5_vl")), kv_policy=policy)
+    flags: dict[str, Any] = engine_arguments(exact=True, model_path=str(checkpoint("qwen2_5_vl")), kv_policy=policy)
     arguments = StarServerArgs(**flags)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -31,7 +31,12 @@ def shared_engine(checkpoint: Callable[[str], Path], trace: Path) -> Iterator[Te
     """One engine; the prior and the temporal discount work from the second screenshot on."""
     config = {"trace_dir": str(trace), "prior_warmup_steps": 0, "prior_ramp_steps": 1, "temporal_discount": True}
     with running_engine(
-        checkpoint("qwen2_5_vl"), kv_policy="star-paper", kv_budget=BUDGET, policy_config=config, max_prefill_tokens=64
+        checkpoint("qwen2_5_vl"),
+        exact=True,
+        kv_policy="star-paper",
+        kv_budget=BUDGET,
+        policy_config=config,
+        max_prefill_tokens=64,
     ) as engine:
         yield engine
 

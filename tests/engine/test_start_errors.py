@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang import cpu_mode
 from star_kv_sglang.errors import ConfigError, UnsupportedSetupError
+from tests.engine.machine import engine_arguments, server_command
 
 STAR: dict[str, Any] = {"kv_policy": "star"}
 
@@ -23,7 +22,7 @@ def parse(model: Path, **flags: Any) -> Any:
     """SGLang's arguments with the policy's flags, as the command line makes them; loads no weights."""
     from star_kv_sglang.server_args import StarServerArgs
 
-    arguments: dict[str, Any] = cpu_mode.cpu_engine_kwargs(model_path=str(model), **flags)
+    arguments: dict[str, Any] = engine_arguments(exact=True, model_path=str(model), **flags)
     return StarServerArgs(**arguments)
 
 
@@ -109,10 +108,10 @@ def test_server_stops_before_it_loads_weights(checkpoint: Callable[[str], Path])
     words = [
         "--model-path", str(checkpoint("qwen2_5_vl")), "--kv-policy", "star", "--kv-budget", "1.5", "--port", "31201",
     ]  # fmt: skip
+    argv, environment = server_command(words)
     result = subprocess.run(
-        [sys.executable, "-c", "import sys; from sglang.cli.main import main; sys.argv[0] = 'sglang'; main()", "serve",
-         *cpu_mode.with_cpu_arguments(words)],
-        env=cpu_mode.cpu_environment(os.environ), capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", "import sys; from sglang.cli.main import main; sys.argv[0] = 'sglang'; main()", *argv],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode != 0
     output = result.stdout + result.stderr

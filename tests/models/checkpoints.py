@@ -2,7 +2,7 @@
 
 The tokenizer, its 154 words and its chat template are those of the shipped example model. Weights are drawn so that
 attention is peaked (a dropped token is felt) and norm weights differ from one (norms after a layer's input norm would
-be constant otherwise).
+be constant otherwise). They come in two widths: GPU kernels want heads of 64.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ FIRST_WORD, NUM_WORDS = 11, 154
 
 _VOCAB = 192
 _SPECIAL_IDS = {"vision_start_token_id": 3, "vision_end_token_id": 4, "image_token_id": 6, "video_token_id": 7}
+_NARROW = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+_WIDE = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 _TEXT = {
     "vocab_size": _VOCAB,
-    "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
     "bos_token_id": 0,
@@ -41,15 +40,17 @@ _TEXT = {
 }
 
 
-def make_qwen2_vl(folder: Path) -> Path:
-    """Qwen2-VL: patches of 14 pixels, 28 x 28 pixels a token, 3 layers, 4 query and 2 KV heads of 16."""
+def make_qwen2_vl(folder: Path, *, wide: bool = False) -> Path:
+    """Qwen2-VL: patches of 14 pixels, 28 x 28 pixels a token, 3 layers, 4 query and 2 KV heads of 16, or 8
+    and 4 of 64.
+    """
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     config = Qwen2VLConfig(
-        text_config=_TEXT | {"rope_parameters": _mrope([2, 3, 3])},
+        text_config=_text([2, 3, 3], wide),
         vision_config={
-            "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
+            "depth": 2, "embed_dim": 32, "hidden_size": _size(wide)["hidden_size"], "num_heads": 2, "mlp_ratio": 2,
+            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
             "in_chans": 3,  # SGLang reads the name that published checkpoints use
         },
         tie_word_embeddings=False,
@@ -58,15 +59,15 @@ def make_qwen2_vl(folder: Path) -> Path:
     return _write(folder, Qwen2VLForConditionalGeneration, config, seed=2, processor="Qwen2VLProcessor", patch_size=14)
 
 
-def make_qwen2_5_vl(folder: Path) -> Path:
-    """Qwen2.5-VL: patches of 14 pixels, 28 x 28 pixels a token, 3 layers, 4 query and 2 KV heads of 16."""
+def make_qwen2_5_vl(folder: Path, *, wide: bool = False) -> Path:
+    """Qwen2.5-VL: patches of 14 pixels, 28 x 28 pixels a token, otherwise as `make_qwen2_vl`."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
-        text_config=_TEXT | {"rope_parameters": _mrope([2, 3, 3])},
+        text_config=_text([2, 3, 3], wide),
         vision_config={
-            "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_heads": 2,
-            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
+            "depth": 2, "hidden_size": 32, "out_hidden_size": _size(wide)["hidden_size"], "intermediate_size": 48,
+            "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
             "fullatt_block_indexes": [1], "tokens_per_second": 2,
         },
         tie_word_embeddings=False,
@@ -77,16 +78,16 @@ def make_qwen2_5_vl(folder: Path) -> Path:
     )
 
 
-def make_qwen3_vl(folder: Path) -> Path:
-    """Qwen3-VL: patches of 16 pixels, 32 x 32 pixels a token, deepstack, 3 layers, 4 query and 2 KV heads of 16."""
+def make_qwen3_vl(folder: Path, *, wide: bool = False) -> Path:
+    """Qwen3-VL: patches of 16 pixels, 32 x 32 pixels a token, deepstack, otherwise as `make_qwen2_vl`."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     config = Qwen3VLConfig(
-        text_config=_TEXT | {"head_dim": 16, "rope_parameters": {**_mrope([4, 2, 2]), "mrope_interleaved": True}},
+        text_config=_text([4, 2, 2], wide, mrope_interleaved=True),
         vision_config={
-            "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_heads": 2,
-            "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144,
-            "deepstack_visual_indexes": [0],
+            "depth": 2, "hidden_size": 32, "out_hidden_size": _size(wide)["hidden_size"], "intermediate_size": 48,
+            "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "num_position_embeddings": 144, "deepstack_visual_indexes": [0],
         },
         tie_word_embeddings=False,
         **_SPECIAL_IDS,
@@ -94,14 +95,14 @@ def make_qwen3_vl(folder: Path) -> Path:
     return _write(folder, Qwen3VLForConditionalGeneration, config, seed=3, processor="Qwen3VLProcessor", patch_size=16)
 
 
-def make_llama(folder: Path) -> Path:
+def make_llama(folder: Path, *, wide: bool = False) -> Path:
     """Llama, a model without vision."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return _write(folder, LlamaForCausalLM, LlamaConfig(**_TEXT), seed=1)
+    return _write(folder, LlamaForCausalLM, LlamaConfig(**_TEXT, **_size(wide)), seed=1)
 
 
-MAKERS: dict[str, Callable[[Path], Path]] = {
+MAKERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
@@ -110,8 +111,16 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 """Makers by name; each fills a folder and returns it."""
 
 
-def _mrope(section: list[int]) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
+def _size(wide: bool) -> dict[str, int]:
+    return _WIDE if wide else _NARROW
+
+
+def _text(section: list[int], wide: bool, **rope: Any) -> dict[str, Any]:
+    """The text model; ``section`` divides the rotary pairs of a head of 16."""
+    size = _size(wide)
+    section = [pairs * size["head_dim"] // 16 for pairs in section]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section, **rope}
+    return {**_TEXT, **size, "rope_parameters": rope}
 
 
 def _write(
