@@ -91,13 +91,16 @@ def read_profile(events: Iterable[dict[str, Any]]) -> TurnProfile:
     return TurnProfile(busy[-1], stages)
 
 
-def profile_turn(folder: Path, *, num_cached_screens: int = 4, budget: float = 0.2) -> TurnProfile:
+def profile_turn(
+    folder: Path, *, policy: str = "star", num_cached_screens: int = 4, budget: float = 0.2
+) -> TurnProfile:
     """Run a branch on a 7B-shaped model and profile the prefill of its next turn.
 
     The turns before are pinned, so that the new screenshot meets all of their tokens in the cache.
 
     Args:
         folder: Receives the model, the screenshots and the profile.
+        policy: The KV policy.
         num_cached_screens: Screenshots in the history.
         budget: Of the policy.
     """
@@ -116,7 +119,7 @@ def profile_turn(folder: Path, *, num_cached_screens: int = 4, budget: float = 0
         cuda_graph_bs_decode=[1],
         max_total_tokens=100_000,
         chunked_prefill_size=16_384,
-        kv_policy="star",
+        kv_policy=policy,
         kv_budget=budget,
     )
     try:
@@ -139,10 +142,13 @@ def profile_turn(folder: Path, *, num_cached_screens: int = 4, budget: float = 0
     return read_profile(_load(_wait_for_trace(profiles))["traceEvents"])
 
 
-def append_csv(path: Path, profile: TurnProfile) -> None:
+def append_csv(path: Path, policy: str, profile: TurnProfile) -> None:
     """Append one row for each stage, with the machine's name and versions."""
     machine = asdict(describe("7b"))
-    rows = [{**machine, "turn_kernel_us": round(profile.kernel_us, 1), **asdict(stage)} for stage in profile.stages]
+    rows = [
+        {**machine, "policy": policy, "turn_kernel_us": round(profile.kernel_us, 1), **asdict(stage)}
+        for stage in profile.stages
+    ]
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:

@@ -11,6 +11,7 @@ import typer
 
 def turn(
     cached_screens: Annotated[int, typer.Option(help="1920x1080 screenshots in the history.")] = 4,
+    policy: Annotated[str, typer.Option(help="The KV policy.")] = "star",
     budget: Annotated[float, typer.Option(help="The policy's budget.")] = 0.2,
     csv: Annotated[Path | None, typer.Option(help="Append the stages to this CSV.")] = None,
 ) -> None:
@@ -26,8 +27,8 @@ def turn(
         console.print("star-kv bench turn needs an NVIDIA GPU; torch sees none")
         raise typer.Exit(2)
     with tempfile.TemporaryDirectory() as folder:
-        profile = profile_turn(Path(folder), num_cached_screens=cached_screens, budget=budget)
-    table = Table(title=f"One turn: {profile.kernel_us / 1e3:.1f} ms of kernels")
+        profile = profile_turn(Path(folder), policy=policy, num_cached_screens=cached_screens, budget=budget)
+    table = Table(title=f"One turn, {policy}: {profile.kernel_us / 1e3:.1f} ms of kernels")
     for column in ("stage", "ranges", "GPU us", "elapsed us", "share of the rest"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in profile.stages:
@@ -39,7 +40,7 @@ def turn(
     table.add_row("all stages", "", f"{gpu_us:.1f}", f"{elapsed_us:.1f}", f"{profile.policy_share:.3%}")
     console.print(table)
     if csv is not None:
-        append_csv(csv, profile)
+        append_csv(csv, policy, profile)
 
 
 if __name__ == "__main__":
