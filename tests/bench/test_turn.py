@@ -41,8 +41,8 @@ def test_kernels_inside_a_stage_are_its_own_and_the_waits_between_them_are_not()
 
 def test_rows_carry_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "turn.csv"
-    append_csv(path, read_profile(EVENTS))
-    append_csv(path, read_profile(EVENTS))
+    append_csv(path, "star", read_profile(EVENTS))
+    append_csv(path, "star", read_profile(EVENTS))
     header, *rows = path.read_text(encoding="utf-8").splitlines()
     assert len(rows) == 4
     assert {"gpu", "torch", "sglang", "name", "gpu_us", "share", "turn_kernel_us"} <= set(header.split(","))
