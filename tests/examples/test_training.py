@@ -20,7 +20,7 @@ from tinygui.training.layout import WORD, Layout, LayoutSpec
 from tinygui.training.pool import Pool, Trajectories, by_token, draw, held_out, stream
 from tinygui.training.sizes import GRID, Sizes
 from tinygui.training.step import AdamW, Model, Trainer, bias_of
-from tinygui.training.weights import Weights, save
+from tinygui.training.weights import Weights, save, whitening
 from tinygui.worlds import PAGES, PANELS, WORLDS
 
 CPU = torch.device("cpu")
@@ -324,6 +324,20 @@ def test_what_is_saved_loads_and_generates(tmp_path: Path) -> None:
     types = (ids == model.config.image_token_id).int()
     made = model.generate(input_ids=ids, mm_token_type_ids=types, max_new_tokens=3, do_sample=False, **visual)
     assert made.shape[1] > ids.shape[1]
+
+
+def test_whitening_gives_components_of_one_size(trajectories: Trajectories) -> None:
+    patches = trajectories.patches[:, :2].reshape(-1, 768)
+    kernel, bias = whitening(patches, 64)
+    parts = (patches.float() / 127.5 - 1) @ kernel.T + bias
+    covariance = torch.cov(parts.T)
+    assert parts.mean(0).abs().max() < 1e-3
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-2
+    assert covariance.diag().max() < 1.01 and covariance.diag()[0] > 0.99 and covariance.diag()[-1] > 0.3
+    weights = Weights(TINY, 0, torch.float32, CPU)
+    weights.whiten(patches)
+    leaf = weights.leaves["model.visual.patch_embed.proj.weight"]
+    assert torch.equal(leaf.detach().sum(2).flatten(1), kernel)
 
 
 def test_the_shipped_size_is_within_18_megabytes() -> None:

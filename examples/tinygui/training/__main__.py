@@ -30,6 +30,7 @@ _LAST_RATE = 0.02
 _LOG_EVERY = 40
 _PRINT_EVERY_S = 4.0
 _FIRST_SCREENS_S = 120.0
+_WHITENING_SCREENS = 64
 
 
 def rate_at(share: float, step: int, peak: float) -> float:
@@ -96,6 +97,8 @@ class Run:
         self._sampler = Sampler(self._trajectories, args.seed)
         self._held_out = {world: held_out(world, args.held_out, self._device) for world in WORLDS}
         self._pool.fill(self._trajectories, _FIRST_SCREENS_S)
+        if args.whitening:
+            self._weights.whiten(self._trajectories.patches[:_WHITENING_SCREENS, 0].flatten(0, 2).cpu())
         self._start = time.monotonic()
 
     def elapsed(self) -> float:
@@ -156,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=450, help="of training, from the first screens on")
     parser.add_argument("--device", help="cuda where there is a GPU, else cpu")
     parser.add_argument("--no-graphs", dest="graphs", action="store_false", help="run steps without CUDA graphs")
+    parser.add_argument("--no-whitening", dest="whitening", action="store_false", help="start patch kernels at random")
     parser.add_argument("--workers", type=int, default=14, help="processes that draw screens")
     parser.add_argument("--pool", type=int, default=2400, help="trajectories kept, 2.3 MB each")
     parser.add_argument("--held-out", type=int, default=48, help="trajectories a world for accuracy")

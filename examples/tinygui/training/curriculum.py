@@ -44,10 +44,10 @@ _SIX = LayoutSpec(6, 1, (1, 2, 3, 4, 5, 9), (0, 1, 0, 1, 0, 1))
 _THREE_TWICE = LayoutSpec(3, 2, (1, 3, 5), (0, 0, 1))
 
 STAGES = (
-    Stage("one widget", ((_single(2, (3, 4)), 512, SINGLE),), (("read", 0.9), ("click", 0.9)), 0.12),
-    Stage("a part of the screen", ((_single(8, (5, 8)), 96, SINGLE),), (("read", 0.9), ("click", 0.9)), 0.2),
-    Stage("one screen", ((_single(10), 40, SINGLE),), (("read", 0.92), ("click", 0.92)), 0.32),
-    Stage("two screens", ((_TWO, 24, SEVERAL), (_single(10), 40, SINGLE)), (("recall", 0.8),), 0.5),
+    Stage("one widget", ((_single(2, (3, 4)), 512, SINGLE),), (("read", 0.9), ("click", 0.9)), 0.3),
+    Stage("a part of the screen", ((_single(8, (5, 8)), 96, SINGLE),), (("read", 0.9), ("click", 0.9)), 0.38),
+    Stage("one screen", ((_single(10), 40, SINGLE),), (("read", 0.92), ("click", 0.92)), 0.48),
+    Stage("two screens", ((_TWO, 24, SEVERAL), (_single(10), 40, SINGLE)), (("recall", 0.8),), 0.62),
     Stage(
         "conversations",
         (

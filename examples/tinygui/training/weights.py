@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinygui.training.sizes import POSITIONS_SIDE, Sizes
+from tinygui.training.sizes import PATCH, POSITIONS_SIDE, Sizes
 
 SHIPPED = Path(__file__).parent.parent / "model"
 """The first model: tokenizer, chat template and processors are the same."""
@@ -31,6 +31,7 @@ _COPIED = (
 _CORRELATION = 0.5
 _EMBEDDING = 0.5
 _SINUSOID = 0.5
+_FLOOR = 1e-3
 
 
 class Weights:
@@ -65,6 +66,16 @@ class Weights:
             self._spans[name] = offset, offset + size
             offset += size
 
+    def whiten(self, patches: torch.Tensor) -> None:
+        """Start the tower's first layer from what screens look like; ``patches`` uint8 [N, 768] on the CPU."""
+        kernel, bias = whitening(patches, self.sizes.vision_width)
+        name = "model.visual.patch_embed.proj"
+        weight = self.flat[slice(*self._spans[f"{name}.weight"])].view(self.leaves[f"{name}.weight"].shape)
+        # Half for each of the film's two pictures.
+        weight.copy_(kernel.view(len(kernel), 3, 1, PATCH, PATCH) / 2)
+        self.flat[slice(*self._spans[f"{name}.bias"])].copy_(bias)
+        self.refresh()
+
     def refresh(self) -> None:
         """Bring the copy up to date with ``flat``."""
         self._copy.copy_(self.flat)
@@ -82,8 +93,9 @@ def _decays(name: str, value: torch.Tensor) -> bool:
 def initial(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
     """Start values, float32 on the CPU.
 
-    Queries and keys of a head start correlated, so that tokens look for tokens like themselves; the vision tower's
-    positions start as sinusoids of row and column; what writes into a residual stream starts smaller with its depth.
+    Queries and keys of a head start correlated, so that tokens look for tokens like themselves, patches for patches
+    near them; the vision tower's positions start as sinusoids of row and column; what writes into a residual stream
+    starts smaller with its depth.
     """
     generator = torch.Generator().manual_seed(seed)
     values = {name: _start(name, shape, sizes, generator) for name, shape in sizes.shapes().items()}
@@ -92,6 +104,9 @@ def initial(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
         at = f"model.language_model.layers.{layer}.self_attn."
         query = values[f"{at}q_proj.weight"].view(sizes.kv_heads, group, sizes.head_dim, sizes.hidden)
         key = values[f"{at}k_proj.weight"].view(sizes.kv_heads, 1, sizes.head_dim, sizes.hidden)
+        query.mul_(math.sqrt(1 - _CORRELATION**2)).add_(key, alpha=_CORRELATION)
+    for block in range(sizes.vision_depth):
+        query, key, _ = values[f"model.visual.blocks.{block}.attn.qkv.weight"].chunk(3)
         query.mul_(math.sqrt(1 - _CORRELATION**2)).add_(key, alpha=_CORRELATION)
     values["model.visual.pos_embed.weight"] = sinusoids(sizes.vision_width)
     return values
@@ -116,6 +131,25 @@ def _start(name: str, shape: tuple[int, ...], sizes: Sizes, generator: torch.Gen
         scale *= 0.1
     scaled: torch.Tensor = noise * scale
     return scaled
+
+
+def whitening(patches: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kernel [width, 768] and bias [width] that turn patches into their principal components of about equal size.
+
+    Flat patches are most of a screen, so without this the strokes of letters, which are small differences among few
+    patches, are hardly seen by a kernel at random. Components weaker than a thousandth of the mean stay weak, so that
+    grain is not made as loud as strokes.
+
+    Args:
+        patches: uint8 [N, 768], what screens look like.
+    """
+    x = (patches.float() - 127.5) / 127.5
+    mean = x.mean(0)
+    variance, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    variance, directions = variance.flip(0)[:width].clamp(min=0), directions.flip(1)[:, :width]
+    floor = _FLOOR * variance.mean()
+    kernel = (directions / (variance + floor).sqrt()).T
+    return kernel, -kernel @ mean
 
 
 def sinusoids(width: int, side: int = POSITIONS_SIDE) -> torch.Tensor:
