@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.tp_worker import TpModelWorker
+    from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
+    from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
+
+
+_NUM_GPUS = 1
+"""Tensor parallelism is refused."""
+_MOST_WORKSPACE = 10
+"""At most this part of the pool's memory is left for scoring: a small pool holds no prompts that need more."""
 
 
 def around_forward_batch_generation(
@@ -23,6 +31,26 @@ def around_forward_batch_generation(
     result = original(worker, batch, *args, **kwargs)
     policy.end_batch(plan)
     return result
+
+
+def after_compute_cell_size(
+    result: int, configurator: DefaultPoolConfigurator, kvc: KVCacheConfigurator, num_layers: int
+) -> int:
+    """Count the side pools among the bytes that each token of the pool takes."""
+    del configurator
+    num_groups = kvc.model_config.get_num_kv_heads(_NUM_GPUS)
+    return result + runtime.policy().bytes_per_slot(num_layers, kvc.kv_cache_dtype, num_groups=num_groups)
+
+
+def after_profile_available_bytes(result: int, kvc: KVCacheConfigurator, pre_model_load_memory: int) -> int:
+    """Leave room for scoring a prompt of the model's context length beside a whole chunk of others."""
+    del pre_model_load_memory
+    config = kvc.model_config
+    num_tokens = config.context_len + max(kvc.server_args.chunked_prefill_size or 0, 0)
+    workspace = runtime.policy().workspace_bytes(
+        kvc.layer_info.num_effective_layers, num_tokens, num_groups=config.get_num_kv_heads(_NUM_GPUS)
+    )
+    return result - min(workspace, result // _MOST_WORKSPACE)
 
 
 def after_init_running_status(result: None, scheduler: Scheduler) -> None:

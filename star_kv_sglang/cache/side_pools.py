@@ -54,6 +54,21 @@ class SidePools:
             torch.zeros(num_slots, dtype=torch.int32, device=device) if with_scores else None,
         )
 
+    @staticmethod
+    def bytes_per_slot(
+        num_layers: int,
+        *,
+        norm_dtype: torch.dtype,
+        units_per_layer: int = 1,
+        with_attention: bool = False,
+        with_scores: bool = False,
+    ) -> int:
+        """What `allocate` takes for each slot, before it is allocated."""
+        per_unit = torch.int16.itemsize + (torch.float16.itemsize if with_scores else 0)
+        per_layer = norm_dtype.itemsize + (torch.float32.itemsize if with_attention else 0)
+        per_slot = torch.int32.itemsize if with_scores else 0
+        return num_layers * (units_per_layer * per_unit + per_layer) + per_slot
+
     @property
     def num_bytes(self) -> int:
         """Memory of the pools in bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -41,6 +41,20 @@ SHRINK_STEP = 100
 """Least part of the pool that is freed at once when it runs short."""
 MAX_WAITING = 256
 """Waiting requests that are looked at, from the front of the queue, for prefixes that several will use."""
+
+
+FLOATS_PER_UNIT = 8
+"""Values for each live token and unit that scoring holds at its peak beside the window's attention: offsets and norms
+of the tokens, fused and calibrated scores, their order."""
+
+
+class SidePoolKinds(TypedDict):
+    """Which side pools there are, as `SidePools.allocate` takes them."""
+
+    norm_dtype: torch.dtype
+    units_per_layer: int
+    with_attention: bool
+    with_scores: bool
 
 
 class PolicyEngine(CacheListener):
@@ -93,17 +107,9 @@ class PolicyEngine(CacheListener):
         keys = [pool.get_key_buffer(layer) for layer in layers]
         values = [pool.get_value_buffer(layer) for layer in layers]
         self.ops = default_ops(keys[0].device)
-        norm_dtype = torch.float32 if keys[0].dtype == torch.float32 else torch.float16
         policy = self.policy
-        side = SidePools.allocate(
-            len(keys),
-            keys[0].shape[0],
-            norm_dtype=norm_dtype,
-            device=keys[0].device,
-            units_per_layer=keys[0].shape[1] if policy.per_head else 1,
-            with_attention=policy.queries is Queries.ALL and self.prunes,
-            with_scores=self.ledger is not None,
-        )
+        kinds = self._side_pool_kinds(keys[0].dtype, num_groups=keys[0].shape[1])
+        side = SidePools.allocate(len(keys), keys[0].shape[0], device=keys[0].device, **kinds)
         self._pools = KVPools(keys, values, side, per_head=policy.per_head)
         if self.ledger is not None:
             self.ledger.slot_ids = side.segment_ids
@@ -118,6 +124,39 @@ class PolicyEngine(CacheListener):
             self.config.scorer.observation_window,
             side.num_bytes / 2**20,
         )
+
+    def bytes_per_slot(self, num_layers: int, kv_dtype: torch.dtype, *, num_groups: int) -> int:
+        """Memory that this policy takes beside K and V for each slot of the pool.
+
+        Args:
+            num_layers: Layers with K and V.
+            kv_dtype: Of K and V.
+            num_groups: Key heads of a layer.
+        """
+        return SidePools.bytes_per_slot(num_layers, **self._side_pool_kinds(kv_dtype, num_groups=num_groups))
+
+    def workspace_bytes(self, num_layers: int, num_tokens: int, *, num_groups: int) -> int:
+        """Memory that scoring takes at the end of a prefill, for prompts that have so many live tokens together.
+
+        Args:
+            num_layers: Layers with K and V.
+            num_tokens: Live tokens of the batch.
+            num_groups: Key heads of a layer.
+        """
+        if not self.prunes:
+            return 0
+        units = num_groups if self.policy.per_head else 1
+        floats = num_groups + FLOATS_PER_UNIT * units
+        return num_layers * num_tokens * floats * torch.float32.itemsize
+
+    def _side_pool_kinds(self, kv_dtype: torch.dtype, *, num_groups: int) -> SidePoolKinds:
+        policy = self.policy
+        return {
+            "norm_dtype": torch.float32 if kv_dtype == torch.float32 else torch.float16,
+            "units_per_layer": num_groups if policy.per_head else 1,
+            "with_attention": policy.queries is Queries.ALL and self.prunes,
+            "with_scores": self.ledger is not None,
+        }
 
     def attach_tree(self, tree: StarRadixCache) -> None:
         """Take the tree that this policy prunes."""

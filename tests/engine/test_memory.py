@@ -1,0 +1,113 @@
+"""What the policy takes beside K and V is counted when SGLang sizes its pool."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from star_kv_sglang.cache.side_pools import SidePools
+from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.engine import runtime
+from star_kv_sglang.engine.policy import PolicyEngine
+from star_kv_sglang.patches import hooks
+
+NUM_LAYERS, NUM_GROUPS, HEAD_DIM = 28, 4, 128
+GIB = 2**30
+HALF: dict[str, Any] = {"budget": 0.5}
+PRUNED_ONCE: dict[str, Any] = {"policy_config": '{"shrink_before_evict": false}'}
+
+
+def configurator(**server: Any) -> Any:
+    """What the hooks read of SGLang's pool configurator: the shape of Qwen2.5-VL-7B in bfloat16."""
+    return SimpleNamespace(
+        kv_cache_dtype=torch.bfloat16,
+        model_config=SimpleNamespace(get_num_kv_heads=lambda tp_size: NUM_GROUPS // tp_size, context_len=128_000),
+        layer_info=SimpleNamespace(num_effective_layers=NUM_LAYERS),
+        server_args=SimpleNamespace(**{"chunked_prefill_size": 8192, **server}),
+    )
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """use(policy, flags) -> the process's policy from now on."""
+
+    def install(policy: str, **flags: Any) -> PolicyEngine:
+        given = {"budget": None, "token_budget": None, "observation_window": None, "policy_config": None, **flags}
+        engine = PolicyEngine(PolicyConfig.from_flags(policy=policy, **given))
+        monkeypatch.setattr(runtime, "_policy", engine)
+        return engine
+
+    return install
+
+
+@pytest.mark.parametrize("num_slots", [1, 1001])
+@pytest.mark.parametrize("norm_dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param({}, id="offsets and norms"),
+        pytest.param({"with_attention": True}, id="sums of attention"),
+        pytest.param({"with_scores": True}, id="stored scores"),
+        pytest.param({"units_per_layer": 4, "with_scores": True}, id="per head"),
+    ],
+)
+def test_bytes_per_slot_are_what_the_pools_take(num_slots: int, norm_dtype: torch.dtype, kinds: dict[str, Any]) -> None:
+    pools = SidePools.allocate(3, num_slots, norm_dtype=norm_dtype, device="cpu", **kinds)
+    assert SidePools.bytes_per_slot(3, norm_dtype=norm_dtype, **kinds) * num_slots == pools.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("policy", "flags", "per_slot"),
+    [
+        pytest.param("star-paper", {**HALF, **PRUNED_ONCE}, 28 * (2 + 2), id="offset and norm of each layer"),
+        pytest.param("star-paper", {"budget": 1.0}, 28 * (2 + 2), id="nothing is pruned"),
+        pytest.param("h2o", {**HALF, **PRUNED_ONCE}, 28 * (2 + 2 + 4), id="sums of attention"),
+        pytest.param("snapkv", {**HALF, **PRUNED_ONCE}, 28 * (4 * 2 + 2), id="an offset for each head"),
+        pytest.param("star-paper", HALF, 28 * (2 + 2 + 2) + 4, id="scores and segment numbers"),
+        pytest.param("star-paper", {"token_budget": 1000}, 28 * (2 + 2 + 2) + 4, id="budget of the tree"),
+        pytest.param("snapkv", HALF, 28 * (4 * (2 + 2) + 2) + 4, id="scores for each head"),
+    ],
+)
+def test_side_pools_are_part_of_a_tokens_bytes(use: Any, policy: str, flags: dict[str, Any], per_slot: int) -> None:
+    use(policy, **flags)
+    kv = NUM_LAYERS * 2 * NUM_GROUPS * HEAD_DIM * 2
+    assert hooks.after_compute_cell_size(kv, cast(Any, None), configurator(), NUM_LAYERS) == kv + per_slot
+
+
+@pytest.mark.parametrize("available", [GIB, 50 * GIB], ids=["1 GiB", "50 GiB"])
+def test_pool_side_pools_and_workspace_fit_into_what_is_there(use: Any, available: int) -> None:
+    engine = use("star-paper", budget=0.2)
+    kvc, kv = configurator(), NUM_LAYERS * 2 * NUM_GROUPS * HEAD_DIM * 2
+    rest = hooks.after_profile_available_bytes(available, kvc, 0)
+    num_slots = rest // hooks.after_compute_cell_size(kv, cast(Any, None), kvc, NUM_LAYERS)
+    side = engine.bytes_per_slot(NUM_LAYERS, torch.bfloat16, num_groups=NUM_GROUPS) * num_slots
+    assert num_slots * kv + side + (available - rest) <= available
+    # it is a small part of the pool
+    assert num_slots > 0.88 * (available // kv)
+
+
+def test_workspace_holds_the_windows_attention_of_a_context_and_a_chunk(use: Any) -> None:
+    engine = use("star-paper", budget=0.2)
+    left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(), 0)
+    assert left == engine.workspace_bytes(NUM_LAYERS, 128_000 + 8192, num_groups=NUM_GROUPS)
+    assert left > NUM_LAYERS * NUM_GROUPS * (128_000 + 8192) * 4
+
+
+def test_workspace_takes_at_most_a_tenth_of_a_small_pool(use: Any) -> None:
+    use("snapkv", budget=0.2)
+    assert hooks.after_profile_available_bytes(1000, configurator(), 0) == 900
+
+
+@pytest.mark.parametrize("chunk", [None, -1], ids=["default", "off"])
+def test_prompts_that_are_not_chunked_have_no_chunk_beside_them(use: Any, chunk: int | None) -> None:
+    engine = use("star-paper", budget=0.2)
+    left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(chunked_prefill_size=chunk), 0)
+    assert left == engine.workspace_bytes(NUM_LAYERS, 128_000, num_groups=NUM_GROUPS)
+
+
+def test_nothing_is_left_for_scoring_where_everything_is_kept(use: Any) -> None:
+    use("star-paper", budget=1.0)
+    assert hooks.after_profile_available_bytes(50 * GIB, configurator(), 0) == 50 * GIB
