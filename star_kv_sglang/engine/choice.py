@@ -104,7 +104,9 @@ def choose(
             spans.append((first + start, first + start + segment.num_live))
         indptr.append(len(spans))
         budgets.append(one.quota)
-        floors.extend(segment_floors(one, frame_floor) if split is Split.BY_SCORE else equal_shares(one, page_size))
+        floors.extend(
+            segment_floors(one, frame_floor, page_size) if split is Split.BY_SCORE else equal_shares(one, page_size)
+        )
         window = slice(first + one.layout.num_past, first + one.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
@@ -129,9 +131,13 @@ def choose(
     return [Choice(one.segments, indptr[r], ranking, scored.states[r]) for r, one in enumerate(plan.requests)]
 
 
-def segment_floors(plan: RequestPlan, frame_floor: float) -> list[int]:
-    """Tokens that each segment keeps in any case; none where all floors together would pass the budget."""
-    floors = [min(math.ceil(frame_floor * s.core_len), s.num_live) for s in plan.segments]
+def segment_floors(plan: RequestPlan, frame_floor: float, page_size: int) -> list[int]:
+    """Tokens that each segment keeps in any case; none where all floors together would pass the budget.
+
+    They are whole pages, as what is kept is: a floor of one token in a page would otherwise keep a page too many.
+    """
+    pages = (-(-math.ceil(frame_floor * s.core_len) // page_size) for s in plan.segments)
+    floors = [min(count * page_size, s.num_live) for count, s in zip(pages, plan.segments, strict=True)]
     return floors if sum(floors) <= plan.quota else [0] * len(floors)
 
 

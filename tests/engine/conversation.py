@@ -41,6 +41,7 @@ class Answer:
         cached: Tokens of the prompt that the tree had.
         prompt_len: Tokens of the prompt.
         reason: Why it ended: ``{"type": "length"}`` and so on.
+        retractions: How often the scheduler put it back.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Answer:
     cached: int
     prompt_len: int
     reason: Mapping[str, Any]
+    retractions: int = 0
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Answer:
@@ -63,6 +65,7 @@ class Answer:
             cached=meta.get("cached_tokens", 0),
             prompt_len=meta.get("prompt_tokens", 0),
             reason=meta["finish_reason"],
+            retractions=meta.get("num_retractions") or 0,
         )
 
 
