@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from star_kv_sglang.triton_ops.compact.op import compact
+from star_kv_sglang.triton_ops.frame_means.op import frame_means
 from star_kv_sglang.triton_ops.frame_norms.op import frame_norms
 from star_kv_sglang.triton_ops.frame_stability.op import frame_stability
 from star_kv_sglang.triton_ops.fuse_scores.op import fuse_scores
@@ -18,6 +19,7 @@ class TritonOps:
 
     name = "triton"
     compact = staticmethod(compact)
+    frame_means = staticmethod(frame_means)
     frame_norms = staticmethod(frame_norms)
     frame_stability = staticmethod(frame_stability)
     fuse_scores = staticmethod(fuse_scores)

@@ -137,10 +137,12 @@ def _norms_case(load: Workload, name: str, *, centred: bool) -> OpCase:
     slots = load.slots[: shape.frame_tokens]
     ids = torch.zeros(shape.frame_tokens, dtype=torch.int32, device=load.device)
 
+    indptr = torch.tensor([0, shape.frame_tokens], dtype=torch.int32, device=load.device)
+
     def run(ops: Ops, rows: torch.Tensor) -> object:
         if not centred:
             return ops.frame_norms(rows, slots, pool)
-        return ops.frame_norms(rows, slots, pool, rows.mean(dim=0, keepdim=True, dtype=torch.float32), ids)
+        return ops.frame_norms(rows, slots, pool, ops.frame_means(rows, indptr, max_rows=shape.frame_tokens), ids)
 
     def calls(ops: Ops) -> list[Callable[[], object]]:
         return [partial(run, ops, rows) for rows in hidden]

@@ -17,9 +17,13 @@ class NodeExtra:
         segments: Segments of the node in order of position.
         labelled: Whether a request told which frames the node holds.
         num_holes: Positions without KV.
-        num_tips: Finished requests whose sequence ended here and which no later request has continued: branches that
-            may come back.
+        tips: Finished requests whose sequence ended here and which no later request has continued: branches that may
+            come back. For each the length of its prompt.
+        num_locks: Requests that hold the node and none of its children.
+        num_used_children: Children that somebody uses.
+        num_shared_children: Children that are shared.
         pinned: A request asked to keep it whole (``custom_params: {"kv_share": true}``).
+        used: A request holds it, or a branch may come back to it or to what follows it.
         shared: More than one branch can use it.
         state: Trajectory state of the prompt that ends here.
     """
@@ -28,10 +32,19 @@ class NodeExtra:
     segments: list[Segment] = field(default_factory=list)
     labelled: bool = False
     num_holes: int = 0
-    num_tips: int = 0
+    tips: list[int] = field(default_factory=list)
+    num_locks: int = 0
+    num_used_children: int = 0
+    num_shared_children: int = 0
     pinned: bool = False
+    used: bool = False
     shared: bool = False
     state: TrajectoryState | None = None
+
+    @property
+    def num_users(self) -> int:
+        """Requests and branches that use the node, each child that is used counted once."""
+        return self.num_locks + len(self.tips) + self.num_used_children
 
     def replace_segment(self, old: Segment, new: Segment) -> None:
         """Exchange a segment and keep the count of holes."""
@@ -41,9 +54,17 @@ class NodeExtra:
     def split(self, position: int, page_size: int) -> NodeExtra:
         """Cut off and return the record of the positions before ``position``; this record keeps the rest.
 
-        The state and the tips belong to the end of the node, so they stay here.
+        The state, the tips and the locks belong to the end of the node, so they stay here.
         """
-        upper = NodeExtra(start=self.start, labelled=self.labelled, pinned=self.pinned, shared=self.shared)
+        upper = NodeExtra(
+            start=self.start,
+            labelled=self.labelled,
+            pinned=self.pinned,
+            num_used_children=int(self.used),
+            num_shared_children=int(self.shared),
+            used=self.used,
+            shared=self.shared,
+        )
         lower: list[Segment] = []
         for segment in self.segments:
             before, after = segment.split_at(position, page_size)

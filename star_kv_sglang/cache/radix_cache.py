@@ -225,7 +225,6 @@ class StarRadixCache(RadixCache):
             parent = last.parent
             self._extras[last] = NodeExtra(start=self._extras[parent].start + len(parent.key))
             self._private_size += len(last.key)
-            self._update_shared(parent)
         return prefix_len, last
 
     def _split_node(self, key: RadixKey, child: TreeNode, split_len: int) -> TreeNode:
@@ -246,28 +245,28 @@ class StarRadixCache(RadixCache):
                     self.ledger.register(child, extra, branch)
         return node
 
-    def _update_shared(self, node: TreeNode) -> None:
-        """Somebody began or ceased to use the node: decide anew whether it is shared, and its ancestors as far as that
-        changes.
+    def _update_users(self, node: TreeNode) -> None:
+        """Somebody began or ceased to use the node: decide anew whether it is used and shared, and its ancestors as far
+        as that changes.
 
-        Users are requests that end here, branches that may come back, and children. A node is shared when it has
-        several, when it is pinned, and when its child is.
+        Users are requests that end here, branches that may come back, and children that have users. A node is shared
+        when it has several, when it is pinned, and when a child is. A node without users, such as an answer that its
+        agent has rewritten, shares nothing.
         """
         while node is not self.root_node:
             extra = self._extras[node]
-            users = node.lock_ref + extra.num_tips
-            below = False
-            for child in node.children.values():
-                users += 1 - child.lock_ref  # its requests hold this node too
-                below = self._extras[child].shared
-                break
-            shared = below or extra.pinned or users > 1 or len(node.children) > 1
-            if shared is extra.shared:
+            users = extra.num_users
+            used, shared = users > 0, extra.pinned or users > 1 or extra.num_shared_children > 0
+            if used is extra.used and shared is extra.shared:
                 return
-            extra.shared = shared
-            self._private_size += -self.num_live(node) if shared else self.num_live(node)
-            if self.ledger is not None:
-                self.ledger.set_shared(extra.segments, shared)
+            above = self._extras[node.parent]
+            above.num_used_children += used - extra.used
+            above.num_shared_children += shared - extra.shared
+            if shared is not extra.shared:
+                self._private_size += -self.num_live(node) if shared else self.num_live(node)
+                if self.ledger is not None:
+                    self.ledger.set_shared(extra.segments, shared)
+            extra.used, extra.shared = used, shared
             node = node.parent
 
     def register_path(self, node: TreeNode) -> None:
@@ -328,7 +327,7 @@ class StarRadixCache(RadixCache):
             )
             self.listener.on_prompt_cached(self, req, has_row=False)
             if req.last_node is not self.root_node:
-                self._extras[req.last_node].num_tips += 1
+                self._extras[req.last_node].tips.append(len(req.origin_input_ids))
         else:
             self.token_to_kv_pool_allocator.free_segment(
                 row[req.cache_protected_len :], start_pos=req.cache_protected_len
@@ -358,21 +357,43 @@ class StarRadixCache(RadixCache):
         req.last_node = last
         req.cache_protected_len = self.end_of(last)
 
-    def continue_branch(self, node: TreeNode) -> None:
-        """A new request was matched down to ``node``: the branch that ended there, if any, goes on in it."""
+    def continue_branch(self, node: TreeNode, prompt_len: int) -> None:
+        """A new request was matched down to ``node``: the branch that ended there, if any, goes on in it.
+
+        An agent that rewrites its answers diverges from what it was answered; then the branch whose prompt ends where
+        the match does goes on.
+
+        Args:
+            node: The last node that was matched.
+            prompt_len: Length of the new request's prompt.
+        """
+        last = node
         while node is not self.root_node:
             extra = self._extras[node]
-            if extra.num_tips:
-                extra.num_tips -= 1
-                self._update_shared(node)
+            if extra.tips:
+                extra.tips.pop()
+                self._update_users(node)
+                return
+            if node is last and self._give_up_answer(node, prompt_len):
                 return
             node = node.parent
+
+    def _give_up_answer(self, node: TreeNode, prompt_len: int) -> bool:
+        """Take back the claim of an answer that follows ``node``, if the new prompt replaces it by another one."""
+        for child in node.children.values():
+            extra = self._extras[child]
+            for prompt_end in extra.tips:
+                if prompt_end < prompt_len and prompt_end < extra.start + self.page_size:
+                    extra.tips.remove(prompt_end)
+                    self._update_users(child)
+                    return True
+        return False
 
     def pin(self, node: TreeNode) -> None:
         """Keep the path to ``node`` whole until it is evicted."""
         for one in self.path(node):
             self._extras[one].pinned = True
-        self._update_shared(node)
+            self._update_users(one)
 
     def shared_until(self, node: TreeNode, peer_prefix_len: int = 0) -> int:
         """Position up to which the path to ``node`` is shared; what follows is private to the one request that locks
@@ -387,13 +408,11 @@ class StarRadixCache(RadixCache):
             peer_prefix_len: Length of the longest prefix that a waiting request, or one in flight, has in common with
                 the path.
         """
-        below: TreeNode | None = None
         while node is not self.root_node:
             extra = self._extras[node]
-            others = len(node.children) - (below is not None)
-            if extra.pinned or extra.num_tips or node.lock_ref > 1 or others:
+            if extra.pinned or extra.num_users > 1:  # the request itself is one
                 return max(extra.start + len(node.key), peer_prefix_len)
-            below, node = node, node.parent
+            node = node.parent
         return peer_prefix_len
 
     # -- pruning -----------------------------------------------------------------------------------------------------
@@ -460,7 +479,8 @@ class StarRadixCache(RadixCache):
             node.lock_ref += 1
             self._update_leaf_status(node)
             node = node.parent
-        self._update_shared(last)
+        self._extras[last].num_locks += 1
+        self._update_users(last)
         self.evictable_size_ += delta
         self.protected_size_ -= delta
         return IncLockRefResult(delta=delta)
@@ -479,7 +499,8 @@ class StarRadixCache(RadixCache):
             node.lock_ref -= 1
             self._update_leaf_status(node)
             node = node.parent
-        self._update_shared(last)
+        self._extras[last].num_locks -= 1
+        self._update_users(last)
         self.evictable_size_ += delta
         self.protected_size_ -= delta
         return DecLockRefResult(delta=delta)
@@ -531,7 +552,10 @@ class StarRadixCache(RadixCache):
         self.evictable_size_ += extra.num_holes
         if not extra.shared:
             self._private_size -= len(node.key) - extra.num_holes
-        self._update_shared(node.parent)
+        above = self._extras[node.parent]
+        above.num_used_children -= extra.used
+        above.num_shared_children -= extra.shared
+        self._update_users(node.parent)
 
     def _total_size_helper(self) -> int:
         return sum(self.num_live(node) for node in self.nodes())

@@ -66,6 +66,7 @@ class Observer:
         self._visual_rows: Rows | None = None
         self._visual_slots: torch.Tensor | None = None
         self._centre_ids: torch.Tensor | None = None
+        self._frame_indptr: torch.Tensor | None = None
         self._window_rows: Rows | None = None
         self._query_indptr: torch.Tensor | None = None
 
@@ -130,9 +131,10 @@ class Observer:
             first += one.new_end - one.new_start
         device = out_cache_loc.device
         self._visual_rows = rows_of(runs, device) if runs else None
-        self._centre_ids = None
+        self._centre_ids = self._frame_indptr = None
         if runs and self._norms is Norms.CENTRED:
             sizes = torch.tensor(self._frame_sizes)
+            self._frame_indptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).int().to(device, non_blocking=True)
             centre_ids = torch.arange(len(runs), dtype=torch.int32).repeat_interleave(sizes)
             self._centre_ids = centre_ids.to(device, non_blocking=True)
         if self._visual_rows is not None:
@@ -151,9 +153,8 @@ class Observer:
                 norms = self._pools.side.frame_norms[layer]
                 visual = hidden[self._visual_rows]
                 centres = None
-                if self._norms is Norms.CENTRED:
-                    parts = visual.split(self._frame_sizes)
-                    centres = torch.stack([part.mean(dim=0, dtype=torch.float32) for part in parts])
+                if self._frame_indptr is not None:
+                    centres = self.ops.frame_means(visual, self._frame_indptr, max_rows=max(self._frame_sizes))
                 self.ops.frame_norms(visual, self._visual_slots, norms, centres, self._centre_ids)
 
     @property

@@ -275,7 +275,7 @@ class PolicyEngine(CacheListener):
         self._in_flight[req.rid] = req
         if req not in self._continued:  # a request that was put back and comes again continues its branch once
             self._continued.add(req)
-            self._require_tree().continue_branch(req.last_node)
+            self._require_tree().continue_branch(req.last_node, len(req.origin_input_ids))
 
     def _plan(self, req: Req, start: int, end: int) -> RequestPlan:
         self._note_in_flight(req)

@@ -58,22 +58,13 @@ class TreeCensus:
 
 
 def take_census(tree: StarRadixCache) -> TreeCensus:
-    """Count the tree's slots.
-
-    A node is shared when it is pinned, locked twice, or several branches end in or below it.
-    """
-    nodes = list(tree.nodes())
-    branches: dict[int, int] = {}
+    """Count the tree's slots."""
     live = shared = holes = 0
-    for node in reversed(nodes):
-        extra = tree.extra(node)
-        below = sum(branches[child.id] for child in node.children.values())
-        branches[node.id] = max(1, below + extra.num_tips)
-        num_live = tree.num_live(node)
+    for node in tree.nodes():
+        extra, num_live = tree.extra(node), tree.num_live(node)
         live += num_live
         holes += extra.num_holes
-        if branches[node.id] > 1 or node.lock_ref > 1 or extra.pinned:
-            shared += num_live
+        shared += num_live if extra.shared else 0
     return TreeCensus(live, shared, live - shared, holes)
 
 

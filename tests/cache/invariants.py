@@ -61,13 +61,14 @@ def check_sizes(world: TreeWorld) -> None:
 def check_private(world: TreeWorld) -> None:
     """Who can use what, told from the whole tree, and the ledger of scored segments."""
     tree = world.tree
+    users: dict[Any, int] = {}
     shared: dict[Any, bool] = {}
     for node in reversed(list(tree.nodes())):
         children = list(node.children.values())
         ends_here = sum(req.last_node is node for req in world.running)
-        users = ends_here + tree.extra(node).num_tips + len(children)
-        shared[node] = users > 1 or tree.extra(node).pinned or any(shared[child] for child in children)
-        assert tree.extra(node).shared == shared[node]
+        users[node] = ends_here + len(tree.extra(node).tips) + sum(users[child] > 0 for child in children)
+        shared[node] = users[node] > 1 or tree.extra(node).pinned or any(shared[child] for child in children)
+        assert (tree.extra(node).used, tree.extra(node).shared) == (users[node] > 0, shared[node])
     assert tree.private_size() == sum(tree.num_live(node) for node, is_shared in shared.items() if not is_shared)
     if tree.ledger is None:
         return

@@ -212,3 +212,27 @@ def test_what_another_request_has_stored_meanwhile_is_not_planned_for(world: Tre
     world.tree.cache_unfinished_req(second)  # type: ignore[arg-type]
     check(world)
     assert world.tree.num_live(world.tree.path(first.last_node)[0]) == 31
+
+
+def test_an_answer_that_its_agent_rewrites_shares_nothing(world: TreeWorld) -> None:
+    """The next turn sends another answer than it got: the old one is nobody's, and the branch goes on as private."""
+    first = prompt(1, SHOT, 2)
+    answered = finish(world, run_prompt(world, first, keep=None))
+    rewritten = prompt(first, 8, OTHER_SHOT, 3)
+    assert rewritten[: len(answered)] != answered
+    second = run_prompt(world, rewritten, keep=4)
+    assert world.tree.shared_until(second.last_node) == 0
+    assert [s.num_live for n in world.tree.path(second.last_node) for s in world.tree.extra(n).segments] == [4, 4]
+
+
+def test_the_same_prompt_again_is_another_branch(world: TreeWorld) -> None:
+    """Two agents with the same first turn and the same answer: both may come back."""
+    first = prompt(1, SHOT, 2)
+    finish(world, run_prompt(world, first, keep=None))
+    finish(world, run_prompt(world, first, keep=None))
+    one = run_prompt(world, prompt(first, 8, OTHER_SHOT, 3), keep=4)
+    assert world.tree.shared_until(one.last_node) == len(first)
+    history = finish(world, one)
+    other = run_prompt(world, prompt(first, 9, OTHER_SHOT, 4), keep=4)
+    assert world.tree.shared_until(other.last_node) == len(first)
+    assert hit_length(world, history) == len(history) - 1

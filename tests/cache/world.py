@@ -146,7 +146,7 @@ class TreeWorld:
         req.cache_protected_len = len(req.prefix_indices)
         req.req_pool_idx = self.rows.free_slots.pop(0)
         self.tree.inc_lock_ref(req.last_node)
-        self.tree.continue_branch(req.last_node)
+        self.tree.continue_branch(req.last_node, len(prompt))
         self.rows.write((req.req_pool_idx, slice(0, len(req.prefix_indices))), req.prefix_indices.to(torch.int32))
         req.kv_len = len(req.prefix_indices)
         self.running.append(req)

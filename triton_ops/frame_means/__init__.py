@@ -1,0 +1,1 @@
+"""Mean hidden state of each screenshot."""
