@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from star_kv_sglang.cache.segments import live_ranges
+from tests.cache.sequences import frames_in
 from tests.cache.world import NUM_LAYERS, FakeRequest, TreeWorld
 
 
@@ -118,28 +119,10 @@ def _check_segments(world: TreeWorld, node: Any) -> None:
         assert segment.num_live % world.page_size == 0 and 0 <= segment.num_live <= segment.core_len
         assert segment.sealed or segment.num_holes == 0
         last = segment.end
-    expected = {(max(f.start, extra.start), min(f.end, world.tree.end_of(node))) for f in _frames_on(world, node)}
+    expected = {
+        (max(f.start, extra.start), min(f.end, world.tree.end_of(node))) for f in frames_in(_path_tokens(world, node))
+    }
     assert {(s.start, s.end) for s in extra.segments} == {(a, b) for a, b in expected if a < b}
-
-
-def _frames_on(world: TreeWorld, node: Any) -> Any:
-    """Frames of the path, told from its tokens: a screenshot is a run of one negative token of known length."""
-    tokens = _path_tokens(world, node)
-    position = 0
-    frames = []
-    while position < len(tokens):
-        if tokens[position] >= 0:
-            position += 1
-            continue
-        length = frame_length(tokens[position])
-        frames.append(type("F", (), {"start": position, "end": position + length}))
-        position += length
-    return frames
-
-
-def frame_length(token: int) -> int:
-    """Tokens of the screenshot whose pad value is ``token``."""
-    return (-token) % 97
 
 
 def _path_tokens(world: TreeWorld, node: Any) -> array[int]:

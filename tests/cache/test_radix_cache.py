@@ -12,8 +12,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
-from tests.cache.invariants import check, frame_length
-from tests.cache.test_state_machine import frames_in
+from tests.cache.invariants import check
+from tests.cache.sequences import frame_length, frames_in
 from tests.cache.world import NUM_LAYERS, FakeRequest, TreeWorld
 
 SHOT = -30 - 97

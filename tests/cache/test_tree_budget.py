@@ -7,26 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, rule
 
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
 from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
 from star_kv_sglang.triton_ops.dispatch import get_ops
-from tests.cache.test_state_machine import TreeMachine
-from tests.cache.world import NUM_LAYERS, FakeRequest, PruneAtRandom, TreeWorld
+from tests.cache.shadow import ShadowedWorld
+from tests.cache.test_state_machine import TreeMachine, run_histories
+from tests.cache.world import NUM_LAYERS, FakeRequest, PruneAtRandom
 
 
 class ScoreAndPrune(PruneAtRandom):
-    """Scores every prompt; prunes some of them at random, shrinks before leaves are dropped."""
+    """Scores every prompt, and shrinks before leaves are dropped."""
 
     world: BudgetWorld
 
     def on_prompt_cached(self, tree: StarRadixCache, req: Any, *, has_row: bool) -> None:
-        if self.world.rng.random() < 0.5:
-            self.world.choices.pop(req.rid, None)
         super().on_prompt_cached(tree, req, has_row=has_row)
         tree.register_path(req.last_node)
 
@@ -35,11 +33,12 @@ class ScoreAndPrune(PruneAtRandom):
         cut = self.world.budget.shrink_unused(num_tokens, waiting=())
         assert cut.num_freed == 0 or not cut.holes
         assert before == {node: tree.num_live(node) for node in before}, "what is held or shared was cut"
+        self.world.follow_shrinking(cut.num_freed)
         return cut.num_freed
 
 
-class BudgetWorld(TreeWorld):
-    """A world whose tokens have scores that follow them."""
+class BudgetWorld(ShadowedWorld):
+    """A world whose tokens have scores that follow them; some prompts are pruned at random."""
 
     def __init__(self, num_slots: int, page_size: int, seed: int) -> None:
         super().__init__(num_slots, page_size, seed)
@@ -53,6 +52,9 @@ class BudgetWorld(TreeWorld):
 
     def make_ledger(self) -> SegmentLedger | None:
         return SegmentLedger()
+
+    def prunes_next(self) -> bool:
+        return self.rng.random() < 0.5
 
     def _write_tokens(self, req: FakeRequest, start: int, end: int, slots: torch.Tensor) -> None:
         super()._write_tokens(req, start, end, slots)
@@ -72,7 +74,7 @@ class BudgetMachine(TreeMachine):
 
     world: BudgetWorld
 
-    def make_world(self, slots: int, seed: int) -> TreeWorld:
+    def make_world(self, slots: int, seed: int) -> BudgetWorld:
         return BudgetWorld(slots, self.page_size, seed)
 
     @rule(share=st.sampled_from([0.0, 0.3, 0.7, 0.95]), running=st.booleans())
@@ -85,6 +87,7 @@ class BudgetMachine(TreeMachine):
         shared = {node: tree.num_live(node) for node in tree.nodes() if tree.extra(node).shared}
         before = tree.private_size()
         cut = self.world.budget.reduce_private(limit, running=reqs, waiting=waiting)
+        self.world.follow_cuts()
         assert before - tree.private_size() == cut.num_freed
         assert cut.num_freed < max(1, before - limit) + self.page_size, "more was cut than had to be"
         assert shared == {node: tree.num_live(node) for node in shared}
@@ -107,12 +110,17 @@ class PagedBudgetMachine(BudgetMachine):
     page_size = 16
 
 
-@pytest.mark.parametrize("machine", [BudgetMachine, PagedBudgetMachine], ids=["page1", "page16"])
-def test_random_histories(machine: type[RuleBasedStateMachine]) -> None:
-    """About 2,000 steps for each page size."""
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+MACHINES = pytest.mark.parametrize("machine", [BudgetMachine, PagedBudgetMachine], ids=["page1", "page16"])
+
+
+@MACHINES
+def test_random_histories(machine: type[BudgetMachine]) -> None:
+    """The same histories every time."""
+    run_histories(machine, least_steps=2_000, max_examples=26, stateful_step_count=50, derandomize=True)
+
+
+@pytest.mark.nightly
+@MACHINES
+def test_random_histories_at_length(machine: type[BudgetMachine]) -> None:
+    """Other histories every time."""
+    run_histories(machine, least_steps=20_000, max_examples=400, stateful_step_count=100)

@@ -22,10 +22,10 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, KeptTokens, StarRadixCache
-from star_kv_sglang.cache.segments import Frame, LiveIndex
+from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.plan import plan_request
-from star_kv_sglang.engine.prune import KVPools, prune_path
+from star_kv_sglang.engine.prune import KVPools, Target, prune_path, prune_targets, target_slots
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
 NUM_LAYERS = 2
@@ -49,6 +49,8 @@ class FakeRequest:
     extend_range: Any = None
     priority: int = 0
     kv_len: int = 0
+    num_live: int = 0
+    planned: list[tuple[int, int, int]] = field(default_factory=list)
     prefilled: bool = False
 
     @property
@@ -133,6 +135,10 @@ class TreeWorld:
         """Where scored segments are noted, if they are."""
         return None
 
+    def prunes_next(self) -> bool:
+        """Whether the prompt that ends now is pruned."""
+        return True
+
     # -- what a scheduler does ---------------------------------------------------------------------------------------
 
     def admit(self, prompt: array[int], frames: tuple[Frame, ...], extra_key: str | None) -> FakeRequest | None:
@@ -172,10 +178,11 @@ class TreeWorld:
             peer_prefix_len=self.peer_prefix_len(req),
         )
         if last:
-            self.choices[req.rid] = [self._random_choice(segment) for segment in plan.segments]
+            req.planned = [(segment.start, segment.end, segment.num_live) for segment in plan.segments]
+            if self.prunes_next():
+                self.choices[req.rid] = [self._random_choice(segment) for segment in plan.segments]
             req.prefilled = True
-        live = LiveIndex(s for node in self.tree.path(req.last_node) for s in self.tree.extra(node).segments)
-        assert plan.layout.num_live == live.before(end)
+        req.num_live = plan.layout.num_live
         return True
 
     def _random_choice(self, segment: Any) -> KeptTokens:
@@ -196,6 +203,14 @@ class TreeWorld:
         req.output_ids.append(token)
         return self._grow(req, len(req.full_untruncated_fill_ids) - 1)
 
+    def store(self, req: FakeRequest, *, chunked: bool) -> None:
+        """What a running request has computed goes into the tree, and its prompt is pruned when it has ended."""
+        self.tree.cache_unfinished_req(req, chunked=chunked)  # type: ignore[arg-type]
+
+    def pin(self, req: FakeRequest) -> None:
+        """The request asks to keep its path whole."""
+        self.tree.pin(req.last_node)
+
     def finish(self, req: FakeRequest, *, is_insert: bool) -> None:
         """The request ends; aborted ones are not inserted."""
         self.choices.pop(req.rid, None) if not is_insert else None
@@ -206,6 +221,19 @@ class TreeWorld:
     def evict(self, num_tokens: int) -> None:
         """Free slots."""
         self.tree.evict(EvictParams(num_tokens=num_tokens))
+
+    def prune_unheld(self, num_segments: int) -> None:
+        """Prune some private segments that no request holds, sealed or not, to random numbers of random tokens."""
+        idle = [n for n in self.tree.nodes() if n.lock_ref == 0 and not self.tree.extra(n).shared]
+        found = [(node, segment) for node in idle for segment in self.tree.extra(node).segments]
+        for node, segment in self.rng.sample(found, min(num_segments, len(found))):
+            chosen = self._random_choice(segment).chosen
+            target = Target(node, segment, chosen.shape[1])
+            if target.num_keep < segment.num_live:
+                kept = torch.full((NUM_LAYERS, segment.num_live), -1, dtype=torch.int32)
+                kept[:, : target.num_keep] = chosen
+                slots = target_slots(self.tree, target)
+                prune_targets(self.tree, [target], slots, kept, self.pools, get_ops("reference"))
 
     def flush(self) -> None:
         """Forget everything; only when idle."""
