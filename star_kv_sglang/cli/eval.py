@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from star_kv_sglang.cli.eval_suite import suite, suite_report
 from star_kv_sglang.eval.benchmarks import BENCHMARKS, get_benchmark
 from star_kv_sglang.eval.benchmarks.base import Benchmark
 from star_kv_sglang.eval.errors import EvalError
@@ -39,6 +40,9 @@ eval_app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+eval_app.command("suite")(suite)
+eval_app.command("suite-report")(suite_report)
 
 ALL_FRAMES = -1
 _SHOWN_PROBLEMS = 5

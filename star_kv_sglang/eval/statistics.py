@@ -92,6 +92,17 @@ def paired_test(reference: Sequence[float], other: Sequence[float], episodes: Se
     return PairedTest(estimate, _sign_flip(differences, episodes), "sign-flip", lost, gained)
 
 
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """Wilson's interval (95%) of a share of independent questions; 0 and 1 when nothing was asked."""
+    if not asked:
+        return 0.0, 1.0
+    share, z = right / asked, 1.959964
+    scale = 1 + z * z / asked
+    centre = (share + z * z / (2 * asked)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """Exact two-sided p-value: of the samples that changed, each was as likely to be lost as to be gained."""
     changed = lost + gained

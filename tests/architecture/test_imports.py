@@ -28,14 +28,14 @@ ALLOWED: dict[str, set[str]] = {
     "cpu_mode": set(),
     "rollout": {"cpu_mode", "config"},
     "report": {"rollout"},
-    "eval": {"rollout", "config"},
+    "eval": {"cpu_mode", "policies", "rollout", "config"},
     "bench": {"triton_ops", "cpu_mode", "rollout", "engine"},
     "cli": {"cpu_mode", "compat", "config", "algorithm", "triton_ops", "rollout", "report", "eval", "bench"},
     "__init__": set(),
 }
 MAY_IMPORT_SGLANG = {"patches", "cache", "engine", "attention", "server_args", "compat", "plugin"}
 # tools that run an engine, as any program may: the public package, none of its modules
-MAY_RUN_AN_ENGINE = {"bench"}
+MAY_RUN_AN_ENGINE = {"bench", "eval"}
 # attributes of the package itself
 PACKAGE_NAMES = {"", "__version__", "errors"}
 

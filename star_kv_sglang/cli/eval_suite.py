@@ -1,0 +1,127 @@
+"""`star-kv eval suite`: policies against each other on trajectories, on engines that the command starts."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from star_kv_sglang.eval.errors import EvalError
+from star_kv_sglang.eval.runner import Protocol
+from star_kv_sglang.eval.suite.conduct import Conductor, Plan, Tally
+from star_kv_sglang.eval.suite.page import write_page
+from star_kv_sglang.eval.suite.questions import load_questions
+from star_kv_sglang.eval.suite.records import open_folder
+from star_kv_sglang.eval.suite.served import device, engine_dtype
+from star_kv_sglang.eval.suite.variants import ABLATIONS, BUDGETS, POLICIES, PROTOCOLS, chosen_variants
+
+_ALL_POLICIES = ",".join(POLICIES)
+_ALL_BUDGETS = ",".join(f"{budget:g}" for budget in BUDGETS)
+
+
+def suite(
+    model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The model's folder.")],
+    questions: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A trajectory file; see the docs.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; a run that stopped goes on in it.")],
+    policies: Annotated[str, typer.Option(help="Policies and ablations, comma-separated.")] = _ALL_POLICIES,
+    ablations: Annotated[
+        bool, typer.Option(help="Behind the policies, all ablations too, at the first two budgets.")
+    ] = False,
+    budgets: Annotated[str, typer.Option(help="Shares of the visual tokens, the important ones first.")] = _ALL_BUDGETS,
+    protocols: Annotated[list[Protocol], typer.Option("--protocol", help="One or both.")] = [*PROTOCOLS],  # noqa: B006
+    trajectories: Annotated[int | None, typer.Option(min=1, help="Only the first N trajectories.")] = None,
+    first: Annotated[int, typer.Option(min=1, help="Every cell gets this many before any gets more.")] = 100,
+    jobs: Annotated[int, typer.Option(min=1, help="Engines at a time.")] = 1,
+    at_a_time: Annotated[int | None, typer.Option(min=1, help="Trajectories in play in an engine.")] = None,
+    traced: Annotated[int, typer.Option(min=0, help="Trajectories of each cell whose kept tokens are counted.")] = 10,
+    max_seconds: Annotated[float | None, typer.Option(help="Begin no trajectory after this time.")] = None,
+) -> None:
+    """Ask trajectories' questions under policies, budgets and two protocols."""
+    console = Console()
+    asked = load_questions(questions)[:trajectories]
+    variants = chosen_variants(_words(policies) + [variant.name for variant in ABLATIONS if ablations])
+    shares = tuple(_budget(word) for word in _words(budgets))
+    default = 32 if device() == "cuda" else 4
+    plan = Plan(
+        model=model.resolve(),
+        questions=questions.resolve(),
+        folder=out.resolve(),
+        variants=tuple(variants),
+        budgets=shares,
+        protocols=tuple(dict.fromkeys(protocols)),
+        first=first,
+        jobs=jobs,
+        at_a_time=at_a_time or default,
+        traced=traced,
+        max_seconds=max_seconds,
+    )
+    open_folder(plan.folder, _settings(plan, len(load_questions(questions))))
+    tally = Tally()
+
+    def on_played(cell: str, right: int, number: int) -> None:
+        tally.add(cell, right, number)
+
+    def on_note(text: str) -> None:
+        console.print(text, highlight=False)
+
+    Conductor(plan, asked, on_played, on_note).run()
+    _show(tally, console)
+    console.print(f"Written to {out}; star-kv eval suite-report {out} makes the page")
+
+
+def suite_report(
+    folder: Annotated[Path, typer.Argument(help="The folder that star-kv eval suite wrote.")],
+    page: Annotated[Path, typer.Option(help="The Markdown page.")] = Path("docs/results.md"),
+) -> None:
+    """Write the page of results, its plots and its figures."""
+    console = Console()
+    for path in write_page(folder, page, pictures=page.parent / "img", figures=page.with_suffix(".csv")):
+        console.print(str(path))
+
+
+def _settings(plan: Plan, num_trajectories: int) -> dict[str, Any]:
+    digest = hashlib.sha256(plan.questions.read_bytes()).hexdigest()[:16]
+    return {
+        "model": plan.model.name,
+        "questions": plan.questions.name,
+        "questions_sha256": digest,
+        "num_trajectories": num_trajectories,
+        "machine": _machine(),
+        "versions": f"SGLang {version('sglang')}, torch {version('torch')}",
+        "dtype": str(engine_dtype()).removeprefix("torch."),
+    }
+
+
+def _machine() -> str:
+    if device() == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(0)
+    return f"CPU, {platform.machine()}"
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _budget(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if value not in BUDGETS:
+        raise EvalError(f"--budgets {word!r} is none of {_ALL_BUDGETS}")
+    return value
+
+
+def _show(tally: Tally, console: Console) -> None:
+    table = Table("cell", "right", "questions", "share", title="played now", title_justify="left")
+    for cell, asked in tally.asked.items():
+        table.add_row(cell, str(tally.right[cell]), str(asked), f"{tally.right[cell] / asked:.3f}")
+    console.print(table)

@@ -1,0 +1,96 @@
+"""What the suite asks, and of what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from star_kv_sglang.eval.errors import EvalError
+from star_kv_sglang.eval.runner import Protocol
+from star_kv_sglang.eval.suite.questions import FollowUp, SuiteTask, follow_up, load_questions, task_of
+from star_kv_sglang.eval.suite.variants import ABLATIONS, POLICIES, Cell, Variant, cells_of, chosen_variants
+from star_kv_sglang.policies import REFUSED, policy_names
+from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, TrajectoryFileError, save_trajectories
+from tests.eval.suite_cases import recall, trajectory
+
+NOW = (LabelledBox((0, 0, 40, 40), "red", "A"), LabelledBox((80, 80, 32, 32), "blue", "B"))
+
+
+@pytest.mark.parametrize(
+    ("question", "task"),
+    [
+        (Question("click red A here", "x2 y2", (0, 0, 40, 40), 0, False), SuiteTask.CLICK),
+        (Question("read x2 y2 here", "red A", (0, 0, 40, 40), 0, False), SuiteTask.READ),
+        (recall("x2 y2", back=3, moved=False), SuiteTask.STILL),
+        (recall("x2 y2", back=3, moved=True), SuiteTask.MOVED),
+    ],
+    ids=lambda value: value.value if isinstance(value, SuiteTask) else "",
+)
+def test_a_question_has_a_task(question: Question, task: SuiteTask) -> None:
+    assert task_of(question) is task
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        pytest.param(recall("x11 y11", moved=True), FollowUp("blue B"), id="another_widget_stands_there"),
+        pytest.param(recall("x30 y30", moved=True), None, id="nothing_stands_there"),
+        pytest.param(recall("x2 y2", moved=False), None, id="the_same_widget_stands_there"),
+        pytest.param(recall("red A", moved=True), None, id="the_answer_is_no_place"),
+    ],
+)
+def test_what_stands_at_a_recalled_place_now_is_asked_next(question: Question, expected: FollowUp | None) -> None:
+    assert follow_up(question, NOW) == expected
+
+
+def test_the_second_question_repeats_the_models_own_reply() -> None:
+    assert FollowUp("blue B").text(" x11  y11 ") == "read x11 y11 here"
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    save_trajectories([trajectory(1), trajectory(2)], path)
+    assert [one.id for one in load_questions(path)] == [1, 2]
+
+
+def _last_turn_looks(one: Trajectory) -> Trajectory:
+    return Trajectory(one.id, one.turns[:2])
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        pytest.param([trajectory(1), trajectory(1)], "the same id", id="same_id"),
+        pytest.param([Trajectory(1, trajectory(1).turns[:1])], "has one turn", id="one_turn"),
+        pytest.param([_last_turn_looks(trajectory(1))], "last turn must hold recalls", id="no_recalls"),
+    ],
+)
+def test_a_file_that_cannot_be_asked_is_refused(made: list[Trajectory], reason: str, tmp_path: Path) -> None:
+    save_trajectories(made, tmp_path / "q.json")
+    with pytest.raises(TrajectoryFileError, match=reason):
+        load_questions(tmp_path / "q.json")
+
+
+def test_every_policy_is_compared_or_refused_with_a_reason() -> None:
+    assert set(POLICIES) == {"full", *policy_names()}
+    assert set(REFUSED) == {"pyramidkv"}
+
+
+def test_a_pruning_variant_has_all_budgets_and_the_full_cache_one() -> None:
+    protocols = (Protocol.PERSISTENT, Protocol.STATELESS)
+    assert len(cells_of(Variant("star", "star"), (0.2, 0.1, 0.05), protocols)) == 6
+    assert {cell.budget for cell in cells_of(Variant("full", "full"), (0.2, 0.1), protocols)} == {1.0}
+    assert {cell.budget for cell in cells_of(ABLATIONS[0], (0.2, 0.1, 0.05), protocols)} == {0.2, 0.1}
+
+
+def test_names_of_cells_and_variants_are_unique() -> None:
+    variants = chosen_variants([*POLICIES, *(one.name for one in ABLATIONS)])
+    names = [cell.name for one in variants for cell in cells_of(one, (0.2, 0.1, 0.03), tuple(Protocol))]
+    assert len(set(names)) == len(names)
+    assert Cell("star", 0.03, Protocol.STATELESS).name == "star-3-stateless"
+
+
+def test_an_unknown_variant_is_refused_with_the_names() -> None:
+    with pytest.raises(EvalError, match=r"no variant fancy; known are full, star, .*star\.no-peaks"):
+        chosen_variants(["star", "fancy"])
