@@ -365,6 +365,7 @@ class PolicyEngine(CacheListener):
                 self._row_holes[req.req_pool_idx] += pruned.num_freed
             self.counters.num_prunes += 1
             self.counters.num_pruned_tokens += pruned.num_freed
+        custom = req.sampling_params.custom_params
         if self._trace is not None and not (isinstance(custom, dict) and custom.get("kv_trace") is False):
             side = self._require_pools().side
             for segment, slots in pruned.segments:

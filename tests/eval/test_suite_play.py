@@ -24,13 +24,11 @@ RIGHT = {"click red A here": "x2 y2", "read x2 y2 here": "red A", "read x11 y11 
 class Writer:
     """Prompts as words: the questions so far and the replies to them."""
 
-    def ids(
-        self, of: Trajectory, replies: Sequence[str], question: str, after: tuple[str, str] | None = None
-    ) -> list[Any]:
+    def ids(self, of: Trajectory, replies: Sequence[str], question: str) -> list[Any]:
         turns = [
             word for turn, reply in zip(of.turns, replies, strict=False) for word in (turn.questions[0].text, reply)
         ]
-        return [*turns, question, *(after or ())]
+        return [*turns, question]
 
 
 class Engine:
@@ -61,7 +59,11 @@ def test_persistent_turns_follow_each_other_with_the_models_own_replies() -> Non
     history = ["click red A here", "x2 y2", "read x2 y2 here", "red A"]
     assert prompts[:2] == [["click red A here"], ["click red A here", "x2 y2", "read x2 y2 here"]]
     assert all(prompt[:4] == history for prompt in prompts[2:])
-    assert max(prompts, key=len)[4:] == ["recall red K step1", "x11 y11", "read x11 y11 here"]
+    assert [prompt[4:] for prompt in prompts[2:]] == [
+        ["recall red K step1"],
+        ["read x11 y11 here"],
+        ["recall red K step1"],
+    ]
     assert [(a.task, a.right) for a in answers] == [
         (SuiteTask.CLICK, True),
         (SuiteTask.READ, True),

@@ -112,7 +112,11 @@ class Player:
     async def _recall(
         self, number: int, question: Question, replies: Sequence[str], conversation: str, known: int | None, share: bool
     ) -> list[Answer]:
-        """A question of the last turn, and the one that follows from its reply; ``known`` None: nothing is cached."""
+        """A question of the last turn, and the one that follows from its reply; ``known`` None: nothing is cached.
+
+        The second one is a branch of its own: with the first in its context the model would only have to repeat the
+        label that it was asked for.
+        """
         last = len(self.trajectory.turns) - 1
         ids = self.writer.ids(self.trajectory, replies, question.text)
         reply = await self._ask(ids, last + 1, conversation, f"{last}.{number}", share=share)
@@ -123,8 +127,7 @@ class Player:
         answers = [_answer(question, f"{last}.{number}", reply)]
         further = follow_up(question, self.trajectory.turns[-1].widgets)
         if further is not None:
-            text = further.text(reply.text)
-            ids = self.writer.ids(self.trajectory, replies, question.text, (reply.text, text))
+            ids = self.writer.ids(self.trajectory, replies, further.text(reply.text))
             place = f"{last}.{number}+"
             second = await self._ask(ids, last + 1, conversation if share else f"{conversation}+", place, share=share)
             right = second.text.split() == further.answer.split()

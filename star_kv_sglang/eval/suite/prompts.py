@@ -23,20 +23,13 @@ class PromptWriter:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
 
-    def ids(
-        self,
-        trajectory: Trajectory,
-        replies: Sequence[str],
-        question: str,
-        after: tuple[str, str] | None = None,
-    ) -> list[int]:
+    def ids(self, trajectory: Trajectory, replies: Sequence[str], question: str) -> list[int]:
         """A prompt, with one image mark for each screenshot.
 
         Args:
             trajectory: what is shown, turn by turn.
             replies: the answers to the turns before; the first question of each was asked.
             question: asked in the turn behind them.
-            after: its reply, and a further question without a screenshot.
         """
         messages: list[dict[str, Any]] = []
         for index in range(len(replies) + 1):
@@ -46,10 +39,6 @@ class PromptWriter:
             messages.append({"role": "user", "content": content})
             if index < len(replies):
                 messages.append({"role": "assistant", "content": replies[index]})
-        if after is not None:
-            reply, further = after
-            messages.append({"role": "assistant", "content": reply})
-            messages.append({"role": "user", "content": further})
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids: list[int] = self._tokenizer(text).input_ids
         return ids

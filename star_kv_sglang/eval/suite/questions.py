@@ -1,9 +1,8 @@
 """What the suite asks of a trajectory: questions about the screen in view, recalls, and pairs that need two screens.
 
 In every turn but the last, the first question is asked, about the screen in view. All questions of the last turn are
-recalls, each asked as if it were the only one. Where another widget now stands at the recalled place, a second question
-follows: what stands there now? Its right answer needs the earlier screen for the place and the current one for the
-name.
+recalls, each asked as if it were the only one. Where another widget now stands at the recalled place, the agent goes on
+to ask what stands there now. The right answer needs the earlier screen for the place and the current one for the name.
 """
 
 from __future__ import annotations
