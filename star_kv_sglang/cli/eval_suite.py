@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,14 +13,13 @@ from rich.table import Table
 
 from star_kv_sglang.eval.errors import EvalError
 from star_kv_sglang.eval.runner import Protocol
-from star_kv_sglang.eval.suite.conduct import Conductor, Plan, Tally
-from star_kv_sglang.eval.suite.page import write_page
-from star_kv_sglang.eval.suite.questions import load_questions
-from star_kv_sglang.eval.suite.records import open_folder
-from star_kv_sglang.eval.suite.served import device, engine_dtype
 from star_kv_sglang.eval.suite.variants import ABLATIONS, BUDGETS, POLICIES, PROTOCOLS, chosen_variants
 
+if TYPE_CHECKING:
+    from star_kv_sglang.eval.suite.conduct import Plan, Tally
+
 _ALL_POLICIES = ",".join(POLICIES)
+_ALL_PROTOCOLS = ",".join(protocol.value for protocol in PROTOCOLS)
 _ALL_BUDGETS = ",".join(f"{budget:g}" for budget in BUDGETS)
 
 
@@ -34,7 +32,7 @@ def suite(
         bool, typer.Option(help="Behind the policies, all ablations too, at the first two budgets.")
     ] = False,
     budgets: Annotated[str, typer.Option(help="Shares of the visual tokens, the important ones first.")] = _ALL_BUDGETS,
-    protocols: Annotated[list[Protocol], typer.Option("--protocol", help="One or both.")] = [*PROTOCOLS],  # noqa: B006
+    protocols: Annotated[str, typer.Option(help="Comma-separated.")] = _ALL_PROTOCOLS,
     trajectories: Annotated[int | None, typer.Option(min=1, help="Only the first N trajectories.")] = None,
     first: Annotated[int, typer.Option(min=1, help="Every cell gets this many before any gets more.")] = 100,
     jobs: Annotated[int, typer.Option(min=1, help="Engines at a time.")] = 1,
@@ -43,6 +41,12 @@ def suite(
     max_seconds: Annotated[float | None, typer.Option(help="Begin no trajectory after this time.")] = None,
 ) -> None:
     """Ask trajectories' questions under policies, budgets and two protocols."""
+    # Here and not above: they import torch, which other subcommands need not wait for.
+    from star_kv_sglang.eval.suite.conduct import Conductor, Plan, Tally
+    from star_kv_sglang.eval.suite.questions import load_questions
+    from star_kv_sglang.eval.suite.records import open_folder
+    from star_kv_sglang.eval.suite.served import device
+
     console = Console()
     asked = load_questions(questions)[:trajectories]
     variants = chosen_variants(_words(policies) + [variant.name for variant in ABLATIONS if ablations])
@@ -54,7 +58,7 @@ def suite(
         folder=out.resolve(),
         variants=tuple(variants),
         budgets=shares,
-        protocols=tuple(dict.fromkeys(protocols)),
+        protocols=tuple(_protocol(word) for word in _words(protocols)),
         first=first,
         jobs=jobs,
         at_a_time=at_a_time or default,
@@ -80,12 +84,16 @@ def suite_report(
     page: Annotated[Path, typer.Option(help="The Markdown page.")] = Path("docs/results.md"),
 ) -> None:
     """Write the page of results, its plots and its figures."""
+    from star_kv_sglang.eval.suite.page import write_page
+
     console = Console()
     for path in write_page(folder, page, pictures=page.parent / "img", figures=page.with_suffix(".csv")):
         console.print(str(path))
 
 
 def _settings(plan: Plan, num_trajectories: int) -> dict[str, Any]:
+    from star_kv_sglang.eval.suite.served import engine_dtype, versions
+
     digest = hashlib.sha256(plan.questions.read_bytes()).hexdigest()[:16]
     return {
         "model": plan.model.name,
@@ -93,12 +101,14 @@ def _settings(plan: Plan, num_trajectories: int) -> dict[str, Any]:
         "questions_sha256": digest,
         "num_trajectories": num_trajectories,
         "machine": _machine(),
-        "versions": f"SGLang {version('sglang')}, torch {version('torch')}",
+        "versions": versions(),
         "dtype": str(engine_dtype()).removeprefix("torch."),
     }
 
 
 def _machine() -> str:
+    from star_kv_sglang.eval.suite.served import device
+
     if device() == "cuda":
         import torch
 
@@ -108,6 +118,12 @@ def _machine() -> str:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _protocol(word: str) -> Protocol:
+    if word not in {protocol.value for protocol in Protocol}:
+        raise EvalError(f"--protocols {word!r} is none of {_ALL_PROTOCOLS}")
+    return Protocol(word)
 
 
 def _budget(word: str) -> float:

@@ -6,6 +6,7 @@ request's screenshots get a hash of its own conversation, so that nothing is sha
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import hashlib
@@ -21,6 +22,9 @@ from star_kv_sglang.eval.suite.vision import SeenScreen
 
 MAX_NEW_TOKENS: Final = 2
 """Every right reply of the small worlds has two words."""
+
+MAX_IN_FLIGHT: Final = 64
+"""Requests that the engine is given at a time: each that waits is compared with each that is planned."""
 
 _GPU_ARGUMENTS: Final[dict[str, Any]] = {
     "dtype": "bfloat16",
@@ -60,6 +64,15 @@ def device() -> str:
 def engine_dtype() -> torch.dtype:
     """What the engines compute in."""
     return torch.bfloat16 if device() == "cuda" else torch.float32
+
+
+def versions() -> str:
+    """What the engines are made of."""
+    if device() == "cpu":
+        cpu_mode.enable()
+    import sglang
+
+    return f"SGLang {sglang.__version__}, torch {torch.__version__}"
 
 
 def start_engine(model: Path, **arguments: Any) -> Any:
@@ -124,6 +137,7 @@ class SuiteEngine:
         self._stock: Any = manager.mm_processor
         self._sample = sample_png
         self._pattern: Any = None
+        self._free = asyncio.Semaphore(MAX_IN_FLIGHT)
         manager.mm_processor = self
 
     def run(self, coroutine: Any) -> Any:
@@ -154,9 +168,10 @@ class SuiteEngine:
             custom: the request's ``custom_params``.
         """
         sampling = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "custom_params": dict(custom)}
-        raw = await self._engine.async_generate(
-            input_ids=list(ids), image_data=list(shown), sampling_params=sampling, rid=rid
-        )
+        async with self._free:
+            raw = await self._engine.async_generate(
+                input_ids=list(ids), image_data=list(shown), sampling_params=sampling, rid=rid
+            )
         meta = raw["meta_info"]
         return Reply(raw["text"].strip(), int(meta["cached_tokens"]), int(meta["prompt_tokens"]))
 
