@@ -22,7 +22,7 @@ class Cell:
         page: Physical page that holds its KV; None for a hole.
         begins_node: A node of SGLang's tree begins here.
         used: When it was touched last.
-        num_tips: Branches that end behind it and may come back.
+        tips: Branches that end behind it and may come back: for each the length of its prompt.
         pinned: Somebody asked to keep it whole.
         sealed: Pruned ranges of positions that it overlaps.
         children: By their tokens; cells of the first page by salt and tokens.
@@ -31,7 +31,7 @@ class Cell:
     page: int | None
     begins_node: bool
     used: int
-    num_tips: int = 0
+    tips: list[int] = field(default_factory=list)
     pinned: bool = False
     sealed: set[Range] = field(default_factory=set)
     children: dict[object, Cell] = field(default_factory=dict)
@@ -45,6 +45,7 @@ class Holder:
     tokens: list[int]
     in_tree: int = 0
     pages: list[int] = field(default_factory=list)
+    prompt_len: int = 0
     prefilled: bool = False
 
 
@@ -161,13 +162,9 @@ class Oracle:
 
     def shared_until(self, name: str) -> int:
         """Position up to which somebody but this request has an interest in its path."""
-        cells, locks = self.path(self.holders[name]), self.locks()
-        until = 0
-        for i, cell in enumerate(cells):
-            others = len(cell.children) - (i + 1 < len(cells))
-            if cell.pinned or cell.num_tips or others or locks[cell] > 1:
-                until = (i + 1) * self.page_size
-        return until
+        users = self.users()
+        path = self.path(self.holders[name])
+        return max((i * self.page_size for i, cell in enumerate(path, 1) if cell.pinned or users[cell] > 1), default=0)
 
     def peer_prefix(self, name: str) -> int:
         """Longest common prefix with a request that has not been prefilled."""
@@ -197,17 +194,21 @@ class Oracle:
         return [(a, b, live) for a, b, core, live in known if core and a >= private_from]
 
     def shared_cells(self) -> set[Cell]:
-        """Cells that more than one branch can use: pinned, or with several of requests, ends and ways on."""
-        ends: dict[Cell, int] = {}
-        for holder in self.holders.values():
-            for cell in self.path(holder)[-1:]:
-                ends[cell] = ends.get(cell, 0) + 1
-        shared: set[Cell] = set()
+        """Cells that more than one branch can use."""
+        users, shared = self.users(), set()
         for cell in reversed(list(self.cells())):
-            users = ends.get(cell, 0) + cell.num_tips + len(cell.children)
-            if cell.pinned or users > 1 or shared.intersection(cell.children.values()):
+            if cell.pinned or users[cell] > 1 or shared.intersection(cell.children.values()):
                 shared.add(cell)
         return shared
+
+    def users(self) -> dict[Cell, int]:
+        """Requests that end with a cell, branches that may come back to it, and ways on that have users."""
+        ends = [cell for holder in self.holders.values() for cell in self.path(holder)[-1:]]
+        users: dict[Cell, int] = {}
+        for cell in reversed(list(self.cells())):
+            ways_on = sum(users[child] > 0 for child in cell.children.values())
+            users[cell] = ends.count(cell) + len(cell.tips) + ways_on
+        return users
 
     def num_holes(self, cells: Iterable[Cell]) -> int:
         """Positions without KV."""
@@ -225,12 +226,22 @@ class Oracle:
     def admit(self, name: str, salt: str | None, tokens: Sequence[int]) -> list[int | None]:
         """A request comes; returns the pages that it finds. The last token is always computed."""
         cells = self._find(salt, tokens[: len(tokens) - 1])
-        self.holders[name] = Holder(salt, list(tokens), len(cells) * self.page_size)
-        for cell in reversed(cells):
-            if cell.num_tips:
-                cell.num_tips -= 1
-                break
+        self.holders[name] = Holder(salt, list(tokens), len(cells) * self.page_size, prompt_len=len(tokens))
+        self._continue_branch(cells, len(tokens))
         return [cell.page for cell in cells]
+
+    def _continue_branch(self, cells: Sequence[Cell], prompt_len: int) -> None:
+        """The branch that ended on the path goes on, or the one whose answer the new prompt has rewritten."""
+        for cell in reversed(cells):
+            if cell.tips:
+                cell.tips.pop()
+                return
+            for answer in cell.children.values() if cell is cells[-1] else ():
+                *_, end = _node_from(answer)
+                for length in end.tips:
+                    if length < prompt_len and length < (len(cells) + 1) * self.page_size:
+                        end.tips.remove(length)
+                        return
 
     def grow(self, name: str, pages: Sequence[int]) -> None:
         """A request takes pages of the allocator's choice."""
@@ -288,7 +299,7 @@ class Oracle:
         if is_insert:
             cells = self.path(holder)
             if cells:
-                cells[-1].num_tips += 1
+                cells[-1].tips.append(holder.prompt_len)
         self.free |= set(holder.pages)
         del self.holders[name]
 

@@ -123,7 +123,7 @@ class ShadowedWorld(TreeWorld):
             assert [cell.page for cell in own] == self._pages(node.value), "another page holds it"
             assert [cell.begins_node for cell in own] == [True] + [False] * (len(own) - 1), "nodes begin elsewhere"
             assert {locks.get(cell, 0) for cell in own} == {node.lock_ref}, "others hold it"
-            assert [cell.num_tips for cell in own] == [0] * (len(own) - 1) + [tree.extra(node).num_tips]
+            assert [cell.tips for cell in own] == [[] for _ in own[1:]] + [tree.extra(node).tips]
             assert {cell.pinned for cell in own} == {tree.extra(node).pinned}
             assert {cell in shared for cell in own} == {tree.extra(node).shared}, "others can use it"
             private += sum(cell.page is not None for cell in own if cell not in shared)

@@ -116,7 +116,7 @@ MACHINES = pytest.mark.parametrize("machine", [BudgetMachine, PagedBudgetMachine
 @MACHINES
 def test_random_histories(machine: type[BudgetMachine]) -> None:
     """The same histories every time."""
-    run_histories(machine, least_steps=2_000, max_examples=26, stateful_step_count=50, derandomize=True)
+    run_histories(machine, least_steps=2_000, max_examples=32, stateful_step_count=50, derandomize=True)
 
 
 @pytest.mark.nightly
