@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
@@ -49,6 +50,7 @@ class Load:
         max_requests: Requests that are sent at most.
         end: When the last one may be sent, on `time.monotonic`'s clock.
         longest: Most tokens of a prompt.
+        burst_tokens: Length of a long answer.
         done: Requests by how they ended.
         kinds: Requests by what they were part of.
         turns: Turns that are compared, by name.
@@ -60,6 +62,7 @@ class Load:
     max_requests: int
     end: float
     longest: int = LONG_PROMPTS[-1]
+    burst_tokens: int = BURST_TOKENS
     done: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -92,7 +95,17 @@ class Load:
                     name = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
                     await getattr(self, name)(rng)
 
+        watch = asyncio.ensure_future(self._watch())
         await _all(client(number) for number in range(num_clients))
+        watch.cancel()
+
+    async def _watch(self) -> None:
+        """Say from time to time how far it is, so that a run that is cut off tells something."""
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(10)
+            line = f"{time.monotonic() - started:.0f} s: {self.num_sent} sent, {dict(self.done)}, {dict(self.kinds)}"
+            sys.stderr.write(f"{self.run_name} {line}\n")
 
     async def compared(self, number: int) -> None:
         """A conversation that shares nothing with any other but the words before its first screenshot."""
@@ -160,7 +173,7 @@ class Load:
         """Long answers at the same time, for which the pool has no room."""
         seed = rng.randrange(10**6)
         chats = [Chat().ask(question(seed + n), screen(seed + n)) for n in range(8)]
-        await _all(self.ask("burst", chat, BURST_TOKENS) for chat in chats)
+        await _all(self.ask("burst", chat, self.burst_tokens) for chat in chats)
 
     async def long(self, rng: random.Random) -> None:
         """A prompt of many chunks, with screenshots in the middle and at the end."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.engine.harness import TestEngine, running_engine
 from tests.engine.masked_reference import Drop, read_drops
-from tests.gpu.load import LONG_PROMPTS, Load, Turn
+from tests.gpu.load import BURST_TOKENS, LONG_PROMPTS, Load, Turn
 from tests.models.checkpoints import EXAMPLE_MODEL
 
 POOL = 45_056
@@ -117,7 +117,9 @@ def long_context_model(folder: Path) -> Path:
 
 def play(engine: TestEngine, given: argparse.Namespace) -> tuple[Load, Load, dict[str, int]]:
     """The load, the compared conversations alone, and the policy's report after both."""
-    loaded = Load(engine, LOADED, given.seed, given.requests, time.monotonic() + given.seconds, given.longest)
+    loaded = Load(
+        engine, LOADED, given.seed, given.requests, time.monotonic() + given.seconds, given.longest, given.burst
+    )
     engine.run(loaded.run(given.clients, given.compared))
     stats = {} if given.policy == "stock" else engine.run(engine.idle_stats())
     engine.flush()
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--compared", type=int, default=100, help="conversations of four turns")
     parser.add_argument("--pool", type=int, default=POOL)
     parser.add_argument("--longest", type=int, default=LONG_PROMPTS[-1], help="most tokens of a prompt")
+    parser.add_argument("--burst", type=int, default=BURST_TOKENS, help="tokens of a long answer")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
