@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from star_kv_sglang.cli.eval_pilots import pilots
 from star_kv_sglang.cli.eval_suite import suite, suite_report
 from star_kv_sglang.eval.benchmarks import BENCHMARKS, get_benchmark
 from star_kv_sglang.eval.benchmarks.base import Benchmark
@@ -41,6 +42,7 @@ eval_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+eval_app.command("pilots")(pilots)
 eval_app.command("suite")(suite)
 eval_app.command("suite-report")(suite_report)
 

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "cpu_mode": set(),
     "rollout": {"cpu_mode", "config"},
     "report": {"rollout"},
-    "eval": {"cpu_mode", "policies", "rollout", "config"},
+    "eval": {"algorithm", "triton_ops", "cpu_mode", "policies", "rollout", "config"},
     "bench": {"triton_ops", "cpu_mode", "rollout", "engine"},
     "cli": {"cpu_mode", "compat", "config", "algorithm", "triton_ops", "rollout", "report", "eval", "bench"},
     "__init__": set(),

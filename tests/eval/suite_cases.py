@@ -25,19 +25,19 @@ SETTINGS = {
 }
 
 
-def recall(answer: str, *, back: int = 1, moved: bool = True) -> Question:
+def recall(answer: str, *, label: str = "red K", back: int = 1, moved: bool = True) -> Question:
     """A recall of what stood at a place."""
-    return Question("recall red K step1", answer, (0, 0, 400, 400), back, moved)
+    return Question(f"recall {label} step1", answer, (0, 0, 400, 400), back, moved)
 
 
 def trajectory(number: int) -> Trajectory:
-    """Three turns: a click, a read, and two recalls; blue B stands where the first one's widget was."""
+    """Three turns: a click, a read, and two recalls; blue B of the first stands elsewhere now."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "white").save(buffer, format="PNG")
     png = buffer.getvalue()
     click = Question("click red A here", "x2 y2", (0, 0, 40, 40), 0, False)
     read = Question("read x2 y2 here", "red A", (0, 0, 40, 40), 0, False)
-    recalls = (recall("x11 y11", back=1, moved=True), recall("x2 y2", back=2, moved=False))
+    recalls = (recall("x11 y11", label="blue B", back=1, moved=True), recall("x2 y2", back=2, moved=False))
     widgets = (LabelledBox((80, 80, 32, 32), "blue", "B"),)
     return Trajectory(
         number,

@@ -18,7 +18,7 @@ from star_kv_sglang.rollout.trajectory import Trajectory
 from tests.eval.suite_cases import trajectory
 
 SCREEN = SeenScreen(torch.zeros(5, 2), torch.tensor([[1, 2, 10]]))
-RIGHT = {"click red A here": "x2 y2", "read x2 y2 here": "red A", "read x11 y11 here": "blue B"}
+RIGHT = {"click red A here": "x2 y2", "read x2 y2 here": "red A", "click blue B here": "x12 y12"}
 
 
 class Writer:
@@ -60,8 +60,8 @@ def test_persistent_turns_follow_each_other_with_the_models_own_replies() -> Non
     assert prompts[:2] == [["click red A here"], ["click red A here", "x2 y2", "read x2 y2 here"]]
     assert all(prompt[:4] == history for prompt in prompts[2:])
     assert [prompt[4:] for prompt in prompts[2:]] == [
-        ["recall red K step1"],
-        ["read x11 y11 here"],
+        ["recall blue B step1"],
+        ["click blue B here"],
         ["recall red K step1"],
     ]
     assert [(a.task, a.right) for a in answers] == [
@@ -91,7 +91,13 @@ def test_stateless_questions_share_nothing_and_have_the_right_history() -> None:
     assert len({name for one in conversations for name in one}) == len(engine.requests) == 5
     assert all("kv_share" not in custom for *_, custom in engine.requests)
     assert engine.requests[-1][0][:4] == ["click red A here", "x2 y2", "read x2 y2 here", "red A"]
-    assert {a.place: a.right for a in answers} == {"0.0": True, "1.0": True, "2.0": True, "2.0+": False, "2.1": True}
+    assert {a.place: a.right for a in answers} == {"0.0": True, "1.0": True, "2.0": True, "2.0+": True, "2.1": True}
+
+
+def test_two_screens_need_both_replies() -> None:
+    """The recalled place is wrong, where the widget is now is right."""
+    answers = asyncio.run(player(Engine("x60 y1", cached=0)).stateless())
+    assert {a.place: a.right for a in answers if a.place.startswith("2.0")} == {"2.0": False, "2.0+": False}
 
 
 def test_every_screenshot_of_every_conversation_has_its_own_hash() -> None:

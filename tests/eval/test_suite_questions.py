@@ -8,7 +8,7 @@ import pytest
 
 from star_kv_sglang.eval.errors import EvalError
 from star_kv_sglang.eval.runner import Protocol
-from star_kv_sglang.eval.suite.questions import FollowUp, SuiteTask, follow_up, load_questions, task_of
+from star_kv_sglang.eval.suite.questions import SuiteTask, follow_up, load_questions, task_of
 from star_kv_sglang.eval.suite.variants import ABLATIONS, POLICIES, Cell, Variant, cells_of, chosen_variants
 from star_kv_sglang.policies import REFUSED, policy_names
 from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, TrajectoryFileError, save_trajectories
@@ -34,18 +34,18 @@ def test_a_question_has_a_task(question: Question, task: SuiteTask) -> None:
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        pytest.param(recall("x11 y11", moved=True), FollowUp("blue B"), id="another_widget_stands_there"),
-        pytest.param(recall("x30 y30", moved=True), None, id="nothing_stands_there"),
-        pytest.param(recall("x2 y2", moved=False), None, id="the_same_widget_stands_there"),
-        pytest.param(recall("red A", moved=True), None, id="the_answer_is_no_place"),
+        pytest.param(
+            recall("x30 y30", label="blue B", moved=True),
+            Question("click blue B here", "x12 y12", (80, 80, 32, 32), 0, False),
+            id="it_stands_elsewhere",
+        ),
+        pytest.param(recall("x30 y30", label="pink Z", moved=True), None, id="it_is_gone"),
+        pytest.param(recall("x2 y2", label="red A", moved=False), None, id="it_has_not_moved"),
+        pytest.param(Question("recall everything", "x2 y2", (0, 0, 9, 9), 1, True), None, id="it_names_no_widget"),
     ],
 )
-def test_what_stands_at_a_recalled_place_now_is_asked_next(question: Question, expected: FollowUp | None) -> None:
+def test_where_a_moved_widget_is_now_is_asked_too(question: Question, expected: Question | None) -> None:
     assert follow_up(question, NOW) == expected
-
-
-def test_the_second_question_repeats_the_models_own_reply() -> None:
-    assert FollowUp("blue B").text(" x11  y11 ") == "read x11 y11 here"
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

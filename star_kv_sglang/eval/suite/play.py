@@ -112,11 +112,7 @@ class Player:
     async def _recall(
         self, number: int, question: Question, replies: Sequence[str], conversation: str, known: int | None, share: bool
     ) -> list[Answer]:
-        """A question of the last turn, and the one that follows from its reply; ``known`` None: nothing is cached.
-
-        The second one is a branch of its own: with the first in its context the model would only have to repeat the
-        label that it was asked for.
-        """
+        """A question of the last turn, and the one that goes with it; ``known`` None: nothing is cached."""
         last = len(self.trajectory.turns) - 1
         ids = self.writer.ids(self.trajectory, replies, question.text)
         reply = await self._ask(ids, last + 1, conversation, f"{last}.{number}", share=share)
@@ -127,10 +123,10 @@ class Player:
         answers = [_answer(question, f"{last}.{number}", reply)]
         further = follow_up(question, self.trajectory.turns[-1].widgets)
         if further is not None:
-            ids = self.writer.ids(self.trajectory, replies, further.text(reply.text))
             place = f"{last}.{number}+"
+            ids = self.writer.ids(self.trajectory, replies, further.text)
             second = await self._ask(ids, last + 1, conversation if share else f"{conversation}+", place, share=share)
-            right = second.text.split() == further.answer.split()
+            right = answers[0].right and is_correct(further, second.text)
             answers.append(Answer(SuiteTask.TWO_SCREENS, place, question.back, right, second.text))
         return answers
 

@@ -1,17 +1,16 @@
 """What the suite asks of a trajectory: questions about the screen in view, recalls, and pairs that need two screens.
 
 In every turn but the last, the first question is asked, about the screen in view. All questions of the last turn are
-recalls, each asked as if it were the only one. Where another widget now stands at the recalled place, the agent goes on
-to ask what stands there now. The right answer needs the earlier screen for the place and the current one for the name.
+recalls, each asked as if it were the only one. Where the recalled widget stands elsewhere now, the agent also asks
+where: from where to where it moved needs the earlier screen and the current one, and is right when both replies are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from star_kv_sglang.rollout.scoring import parse_point, point_in_box
+from star_kv_sglang.rollout.scoring import CELL
 from star_kv_sglang.rollout.trajectory import (
     LabelledBox,
     Question,
@@ -33,7 +32,7 @@ class SuiteTask(StrEnum):
     MOVED = "recall moved or gone"
     """The same, where only the earlier screen has the answer."""
     TWO_SCREENS = "two screens"
-    """Where was a widget of an earlier screen, and what stands there now?"""
+    """Where was a widget of an earlier screen, and where is it now?"""
 
 
 TASKS = tuple(SuiteTask)
@@ -46,34 +45,21 @@ def task_of(question: Question) -> SuiteTask:
     return SuiteTask.MOVED if question.moved else SuiteTask.STILL
 
 
-@dataclass(frozen=True, slots=True)
-class FollowUp:
-    """The second of two questions: what stands now at the place that the first one's reply names?
-
-    Attributes:
-        answer: the label of the widget there, on the screen in view.
-    """
-
-    answer: str
-
-    def text(self, reply: str) -> str:
-        """The question, with the model's own reply to the first."""
-        return f"read {' '.join(reply.split())} here"
-
-
-def follow_up(question: Question, now: tuple[LabelledBox, ...]) -> FollowUp | None:
-    """The follow-up of a recall, or None where nothing stands now at the recalled place.
+def follow_up(question: Question, now: tuple[LabelledBox, ...]) -> Question | None:
+    """Where is the recalled widget now? None where it is gone or has not moved.
 
     Args:
-        question: a recall.
+        question: a recall, ``recall COLOUR LETTER STEP``.
         now: the widgets of the screen in view.
     """
-    point = parse_point(question.answer)
-    if point is None or not question.moved:
+    words = question.text.split()
+    if len(words) != 4 or not question.moved:
         return None
     for widget in now:
-        if point_in_box(point, widget.box):
-            return FollowUp(f"{widget.colour} {widget.letter}")
+        if [widget.colour, widget.letter] == words[1:3]:
+            x, y, width, height = widget.box
+            centre = f"x{(x + width // 2) // CELL} y{(y + height // 2) // CELL}"
+            return Question(f"click {widget.colour} {widget.letter} here", centre, widget.box, 0, False)
     return None
 
 
