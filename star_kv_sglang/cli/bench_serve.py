@@ -27,6 +27,9 @@ def serve(
     policies: Annotated[
         str, typer.Option(help="Among stock, full, star and, e.g., 'star 0.4', in order; stock is always the first.")
     ] = "full,star",
+    stock: Annotated[
+        bool, typer.Option(help="Measure stock too; without it where another process does, on another GPU.")
+    ] = True,
     budgets: Annotated[str, typer.Option(help="Budgets of star, comma-separated.")] = "0.2",
     brief: Annotated[str, typer.Option(help="Policies of which decoding is measured at one point only.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer batch sizes, repeats and turns.")] = False,
@@ -86,7 +89,7 @@ def serve(
     from star_kv_sglang.bench.serve.results import Results
     from star_kv_sglang.bench.serve.runner import PHASES, Plan
     from star_kv_sglang.bench.serve.screens import write_screens
-    from star_kv_sglang.bench.serve.server import parse_policies
+    from star_kv_sglang.bench.serve.server import STOCK, parse_policies
 
     names = [name.strip() for name in phases.split(",") if name.strip()]
     unknown = sorted(set(names) - set(PHASES))
@@ -103,7 +106,7 @@ def serve(
         model = ["--model-path", model_path]
     machine = describe(model_path or f"Qwen2.5-VL {shape}, random weights")
     path = csv or Path("benchmarks") / f"serve_{short_name(machine.gpu)}.csv"
-    chosen = parse_policies(policies, budgets)
+    chosen = [policy for policy in parse_policies(policies, budgets) if stock or policy.name != STOCK]
     labels = [label.strip() for label in brief.split(",") if label.strip()]
     strangers = sorted(set(labels) - {policy.label for policy in chosen})
     if strangers:
