@@ -92,7 +92,8 @@ def place_distance(one: torch.Tensor, other: torch.Tensor, rows: int, cols: int)
     difference = (one - other).unflatten(-1, (rows, cols))
     along_rows = difference.sum(dim=-1).cumsum(dim=-1).abs().sum(dim=-1) / rows
     along_cols = difference.sum(dim=-2).cumsum(dim=-1).abs().sum(dim=-1) / cols
-    return along_rows + along_cols
+    total: torch.Tensor = along_rows + along_cols
+    return total
 
 
 def rank_correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from star_kv_sglang.eval.errors import EvalError
 from star_kv_sglang.eval.runner import Protocol
@@ -23,7 +24,7 @@ from star_kv_sglang.eval.suite.vision import see_all
 from star_kv_sglang.eval.suite.worker import Spec, Step
 from star_kv_sglang.rollout.trajectory import Trajectory
 
-_GRACE_S = 30.0
+_WORKER = (sys.executable, "-m", "star_kv_sglang.eval.suite.worker")
 _LAST_WORDS = 30
 
 
@@ -148,7 +149,7 @@ class Conductor:
         started = time.monotonic()
         with log.open("w", encoding="utf-8") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "star_kv_sglang.eval.suite.worker", str(spec_file)],
+                [*_WORKER, str(spec_file)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
@@ -159,9 +160,10 @@ class Conductor:
                 self._running.append(process)
             self._listen(process)
             status = process.wait()
-        with self._lock, suppress(ProcessLookupError):
-            self._running.remove(process)
-            os.killpg(process.pid, signal.SIGKILL)
+            # What is left of its session: processes that the engine has spawned.
+            with self._lock, suppress(ProcessLookupError):
+                self._running.remove(process)
+                os.killpg(process.pid, signal.SIGKILL)
         self._on_note(f"{variant.name}: {time.monotonic() - started:.0f} s, status {status}")
         if status != 0 and not self._ended:
             words = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_WORDS:]
@@ -180,7 +182,12 @@ class Conductor:
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Ends all engines when this process is stopped in between."""
+        """Ends all engines when this process is stopped in between, by an error, Ctrl-C or SIGTERM."""
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            sys.exit(128 + number)
+
+        before = signal.signal(signal.SIGTERM, leave)
         try:
             yield
         except BaseException:
@@ -190,6 +197,8 @@ class Conductor:
                     with suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
