@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -16,14 +17,16 @@ from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.choice import Choice, choose
+from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.frames import frames_of_request
-from star_kv_sglang.engine.observer import Observer
+from star_kv_sglang.engine.observer import Observer, rows_of
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
 from star_kv_sglang.engine.prune import KVPools, prune_path
 from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.sanity import HostFlags, without_nan
 from star_kv_sglang.engine.stats import PolicyCounters, report
 from star_kv_sglang.engine.trace import PruneTrace
-from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
+from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.interface import Norms, Observation, Queries, Split
 from star_kv_sglang.triton_ops.dispatch import default_ops, get_ops
@@ -68,6 +71,7 @@ class PolicyEngine(CacheListener):
         self.config = config
         self.policy = policy_class(config.policy)(config.settings)
         self.counters = PolicyCounters()
+        self._faults = FaultLog(self.counters)
         self.observer: Observer | None = None
         self.ops = get_ops("reference")
         self.batch_holes: torch.Tensor | None = None
@@ -83,6 +87,7 @@ class PolicyEngine(CacheListener):
         self._in_flight: dict[str, Req] = {}
         self._continued: WeakSet[Req] = WeakSet()
         self._choices: dict[str, Choice] = {}
+        self._corrupt: dict[str, tuple[HostFlags, int]] = {}
         self._trace = PruneTrace(config.trace_dir) if config.trace_dir else None
 
     @property
@@ -211,10 +216,14 @@ class PolicyEngine(CacheListener):
             self.observer.plan = None
         if not plan.observed or plan.kv_indices is None or plan.kv_indptr is None:
             return
+        with self._faults.guard("scoring a batch", "its prompts stay unpruned"):
+            self._score(plan, plan.kv_indices.long(), plan.kv_indptr)
+
+    def _score(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> None:
         with stage("fuse"):
-            slots = plan.kv_indices.long()
-            scored = self.policy.score(self._observation(plan, slots, plan.kv_indptr))
-            self._store_scores(slots, scored.calibrated)
+            seen = self._observation(plan, slots, kv_indptr)
+            scored, corrupt = without_nan(self.policy.score(seen), seen)
+            self._store_scores(plan, slots, scored.calibrated)
         with stage("select"):
             if self.config.token_budget is not None:
                 choices = [Choice((), 0, None, state) for state in scored.states]
@@ -227,10 +236,11 @@ class PolicyEngine(CacheListener):
                     page_size=self._require_tree().page_size,
                     ops=self.ops,
                 )
-        for one, choice in zip(plan.requests, choices, strict=True):
+        for index, (one, choice) in enumerate(zip(plan.requests, choices, strict=True)):
             if one.layout.window:
                 self.counters.num_scored_prompts += 1
                 self._choices[one.req.rid] = choice
+                self._corrupt[one.req.rid] = corrupt, index
 
     def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
         pools = self._require_pools()
@@ -249,11 +259,20 @@ class PolicyEngine(CacheListener):
             ops=self.ops,
         )
 
-    def _store_scores(self, slots: torch.Tensor, calibrated: torch.Tensor) -> None:
-        """Remember each token's score, so that it can be pruned again without a query."""
+    def _store_scores(self, plan: BatchPlan, slots: torch.Tensor, calibrated: torch.Tensor) -> None:
+        """Remember the score of each token of the prompts that were observed, so that it can be pruned again without a
+        query.
+        """
         side = self._require_pools().side
         if side.scores is None or side.segment_ids is None:
             return
+        ends = list(accumulate(one.layout.num_live for one in plan.requests))
+        runs = [
+            range(e - one.layout.num_live, e) for one, e in zip(plan.requests, ends, strict=True) if one.layout.window
+        ]
+        if len(runs) < len(ends):
+            observed = rows_of(runs, slots.device)
+            slots, calibrated = slots[observed], calibrated[:, observed]
         scores = calibrated.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
         if self.policy.scores_once:
             scores = torch.where(side.segment_ids[slots] == 0, scores, side.scores[:, slots])
@@ -346,14 +365,28 @@ class PolicyEngine(CacheListener):
         choice = self._choices.pop(req.rid, None)
         if choice is None or req.last_node is tree.root_node:
             return
-        self._prune(tree, req, choice, has_row=has_row)
+        self._note_state(tree, req, choice)
+        with self._faults.guard("pruning a prompt", "it stays unpruned"):
+            self._prune(tree, req, choice, has_row=has_row)
         tree.register_path(req.last_node)
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
             self._hold_token_budget(tuple(self._running.values()))
 
+    def _note_state(self, tree: StarRadixCache, req: Req, choice: Choice) -> None:
+        """Store the state that the prompt leaves behind, unless it comes from scores that are no numbers."""
+        flags, index = self._corrupt.pop(req.rid)
+        if not flags[index]:
+            tree.extra(req.last_node).state = choice.state
+            return
+        if not self.counters.num_recency_fallbacks:
+            logger.warning(
+                "request %s: its scores are not a number; its newest tokens are kept, and what is known of its "
+                "trajectory stays as it was. Further cases are only counted.", req.rid,
+            )  # fmt: skip
+        self.counters.num_recency_fallbacks += 1
+
     def _prune(self, tree: StarRadixCache, req: Req, choice: Choice, *, has_row: bool) -> None:
-        tree.extra(req.last_node).state = choice.state
         private_from = max(tree.shared_until(req.last_node), self._peer_prefix_len(req))
         with stage("prune"):
             pruned = prune_path(
@@ -368,14 +401,16 @@ class PolicyEngine(CacheListener):
         custom = req.sampling_params.custom_params
         if self._trace is not None and not (isinstance(custom, dict) and custom.get("kv_trace") is False):
             side = self._require_pools().side
-            for segment, slots in pruned.segments:
-                self._trace.write(req, self.frames_of(req), segment, side, slots, self.budget_of(req))
+            with self._faults.guard("writing a trace", "it is incomplete"):
+                for segment, slots in pruned.segments:
+                    self._trace.write(req, self.frames_of(req), segment, side, slots, self.budget_of(req))
 
     def on_released(self, req: Req) -> None:
         """Forget a request that ended or was put back."""
         self._in_flight.pop(req.rid, None)
         self._running.pop(req.rid, None)
         self._choices.pop(req.rid, None)
+        self._corrupt.pop(req.rid, None)
         self._hold_token_budget(())
 
     def _hold_token_budget(self, running: Sequence[Req]) -> None:
@@ -387,8 +422,8 @@ class PolicyEngine(CacheListener):
         limit, tree = self.config.token_budget, self._require_tree()
         if limit is None or tree.private_size() <= limit:
             return
-        target = limit - limit // SLACK
-        with stage("budget"):
+        target, cut = limit - limit // SLACK, Cut()
+        with stage("budget"), self._faults.guard("cutting to the token budget", "leaves are dropped instead"):
             cut = self._tree_budget().reduce_private(target, running=running, waiting=self._waiting())
         for req, num_holes in cut.holes:
             self._row_holes[req.req_pool_idx] += num_holes
@@ -404,7 +439,8 @@ class PolicyEngine(CacheListener):
         if self.ledger is None or not self.config.shrink_before_evict or num_tokens <= 0:
             return 0
         wanted = max(num_tokens, tree.token_to_kv_pool_allocator.size // SHRINK_STEP)
-        with stage("shrink"):
+        cut = Cut()
+        with stage("shrink"), self._faults.guard("shrinking before eviction", "leaves are dropped instead"):
             cut = self._tree_budget().shrink_unused(wanted, waiting=self._waiting())
         counters = self.counters
         counters.num_shrinks += cut.num_freed > 0

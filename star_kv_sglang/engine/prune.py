@@ -13,6 +13,7 @@ import torch
 from star_kv_sglang.cache.radix_cache import KeptTokens, StarRadixCache
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.cache.side_pools import SidePools
+from star_kv_sglang.engine.faults import committing
 from star_kv_sglang.triton_ops.pools import PoolTable
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def prune_targets(
 
     Returns:
         The slots that were freed.
+
+    Raises:
+        HalfPrunedError: The tokens were moved, but the tree does not know. Any other error has changed nothing.
     """
     spans = list(pairwise(accumulate((one.segment.num_live for one in targets), initial=0)))
     ops.compact(
@@ -105,7 +109,8 @@ def prune_targets(
         torch.tensor([one.num_keep for one in targets], dtype=torch.int32).to(slots.device, non_blocking=True),
         kept,
     )
-    return tree.punch_all([(one.node, one.segment, one.num_keep) for one in targets])
+    with committing():
+        return tree.punch_all([(one.node, one.segment, one.num_keep) for one in targets])
 
 
 @dataclass
@@ -168,8 +173,9 @@ def prune_path(
         start += one.segment.num_live
     done.num_freed = len(prune_targets(tree, targets, slots, packed, pools, ops))
     if has_row:
-        for one in targets:
-            punch_row(tree, req, one)
+        with committing():
+            for one in targets:
+                punch_row(tree, req, one)
     return done
 
 

@@ -24,6 +24,8 @@ class PolicyCounters:
         num_shrinks: Times that segments nobody held were pruned because the pool ran short.
         num_shrunk_tokens: Slots that were freed by it.
         num_avoided_evictions: Times that it freed enough, so that no leaf was dropped.
+        num_pruner_faults: Times that scoring or pruning failed with an error and did not take place.
+        num_recency_fallbacks: Prompts whose scores were no numbers, so that their newest tokens were kept.
         peak_private_tokens: Most slots that private nodes held when a forward began.
     """
 
@@ -37,6 +39,8 @@ class PolicyCounters:
     num_shrinks: int = 0
     num_shrunk_tokens: int = 0
     num_avoided_evictions: int = 0
+    num_pruner_faults: int = 0
+    num_recency_fallbacks: int = 0
     peak_private_tokens: int = 0
 
 

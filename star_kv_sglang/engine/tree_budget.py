@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.engine.faults import committing
 from star_kv_sglang.engine.prune import KVPools, Target, prune_targets, punch_row, target_slots
 from star_kv_sglang.engine.tree_quotas import Contest, tree_quotas
 
@@ -163,11 +164,11 @@ class TreeBudget:
             return Cut()
         slots = torch.cat([target_slots(self._tree, one) for one in targets])
         kept = self._best(targets, slots)
+        rows = [(holders[one.node], one) for one in targets if one.node.lock_ref > 0]
         num_freed = len(prune_targets(self._tree, targets, slots, kept, self._pools, self._ops))
         holes: Counter[Req] = Counter()
-        for one in targets:
-            if one.node.lock_ref > 0:
-                req = holders[one.node]
+        with committing():
+            for req, one in rows:
                 punch_row(self._tree, req, one)
                 holes[req] += one.segment.num_live - one.num_keep
         return Cut(num_freed, len(targets), tuple(holes.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
+from star_kv_sglang.engine import prune
+from star_kv_sglang.engine.faults import HalfPrunedError
 from tests.cache.invariants import check
 from tests.cache.sequences import frame_length, frames_in
 from tests.cache.world import NUM_LAYERS, FakeRequest, TreeWorld
@@ -236,3 +239,25 @@ def test_the_same_prompt_again_is_another_branch(world: TreeWorld) -> None:
     other = run_prompt(world, prompt(first, 9, OTHER_SHOT, 4), keep=4)
     assert world.tree.shared_until(other.last_node) == len(first)
     assert hit_length(world, history) == len(history) - 1
+
+
+def test_an_error_before_tokens_move_changes_nothing(world: TreeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    req = world.admit(prompt(1, SHOT, 2), frames_in(prompt(1, SHOT, 2)), None)
+    assert req is not None
+    assert world.prefill(req, 32)
+    world.choices[req.rid] = [KeptTokens(1, 31, 30, torch.arange(3).repeat(NUM_LAYERS, 1))]
+    monkeypatch.setattr(prune, "target_slots", Mock(side_effect=ValueError("no memory")))
+    with pytest.raises(ValueError, match="no memory"):
+        world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+    check(world)
+    assert world.tree.total_size() == 32
+
+
+def test_an_error_after_tokens_have_moved_is_told_apart(world: TreeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    req = world.admit(prompt(1, SHOT, 2), frames_in(prompt(1, SHOT, 2)), None)
+    assert req is not None
+    assert world.prefill(req, 32)
+    world.choices[req.rid] = [KeptTokens(1, 31, 30, torch.arange(3).repeat(NUM_LAYERS, 1))]
+    monkeypatch.setattr(world.tree, "punch_all", Mock(side_effect=ValueError("no memory")))
+    with pytest.raises(HalfPrunedError, match="broke off in the middle: no memory"):
+        world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]

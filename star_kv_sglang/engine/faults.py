@@ -1,0 +1,62 @@
+"""What goes wrong while a request is scored or pruned costs that request its pruning, and nobody else anything."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from star_kv_sglang.engine.stats import PolicyCounters
+
+logger = logging.getLogger(__name__)
+
+
+class HalfPrunedError(RuntimeError):
+    """Slots were moved, and the tree does not say so: no request may go on with them."""
+
+
+class FaultLog:
+    """Counts faults, and logs the first of each cause with its traceback.
+
+    Args:
+        counters: Where they are counted.
+    """
+
+    def __init__(self, counters: PolicyCounters) -> None:
+        self._counters = counters
+        self._known: set[tuple[object, ...]] = set()
+
+    @contextmanager
+    def guard(self, step: str, consequence: str) -> Iterator[None]:
+        """Survive an error inside of the block, which has changed nothing yet.
+
+        Args:
+            step: What is tried.
+            consequence: What happens instead.
+
+        Raises:
+            HalfPrunedError: From inside of the block; nobody could go on after it.
+        """
+        try:
+            yield
+        except HalfPrunedError:
+            raise
+        except Exception as error:
+            self._counters.num_pruner_faults += 1
+            cause = (
+                type(error),
+                *((frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)),
+            )
+            if cause not in self._known:
+                self._known.add(cause)
+                logger.exception("%s failed: %s. Further faults of this cause are only counted.", step, consequence)
+
+
+@contextmanager
+def committing() -> Iterator[None]:
+    """The block changes slots, nodes and rows together: an error in the middle of it must not be survived."""
+    try:
+        yield
+    except Exception as error:
+        raise HalfPrunedError(f"a prune broke off in the middle: {error}") from error

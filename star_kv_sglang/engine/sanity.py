@@ -1,0 +1,70 @@
+"""Scores that are no numbers: found and replaced on the device, told to the host when it needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores
+
+
+@dataclass(frozen=True)
+class HostFlags:
+    """Flags on their way to the host.
+
+    Attributes:
+        values: bool [R]; on a GPU valid once ``ready`` has passed.
+        ready: Event behind the copy; None on a CPU.
+    """
+
+    values: torch.Tensor
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def start(cls, flags: torch.Tensor) -> HostFlags:
+        """Queue the copy behind the work that makes the flags; nothing waits here."""
+        if flags.device.type != "cuda":
+            return cls(flags, None)
+        host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+        host.copy_(flags, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return cls(host, ready)
+
+    def __getitem__(self, index: int) -> bool:
+        if self.ready is not None:
+            self.ready.synchronize()
+        return bool(self.values[index])
+
+
+def without_nan(scored: PolicyScores, seen: Observation) -> tuple[PolicyScores, HostFlags]:
+    """Give the tokens of every request whose scores hold a NaN scores by recency instead: the newest is kept first.
+
+    A NaN of any layer shows in the mean of the layers; one in the attention may be lost on the way to the scores, with
+    all that a layer had to say.
+
+    Args:
+        scored: The policy's scores.
+        seen: What it scored.
+
+    Returns:
+        The scores, those by recency of mean 1 as calibrated ones are, and for each request whether they are.
+    """
+    mean = scored.layer_mean
+    bounds = seen.kv_indptr.long()
+    is_nan = mean.isnan()
+    if seen.attention is not None:
+        is_nan = is_nan | seen.attention.sum(dim=(0, 1)).isnan()
+    places = torch.arange(len(mean), device=mean.device)
+    owner = torch.bucketize(places, bounds[1:], right=True)
+    num_nan = torch.cat([bounds.new_zeros(1), is_nan.cumsum(0)])[bounds].diff()
+    corrupt = num_nan > 0
+    recency = 2.0 * (places - bounds[owner] + 1) / (bounds.diff()[owner] + 1)
+    replaced = corrupt[owner]
+    sane = replace(
+        scored,
+        calibrated=torch.where(replaced, recency.to(scored.calibrated.dtype), scored.calibrated),
+        layer_mean=torch.where(replaced, recency.to(mean.dtype), mean),
+    )
+    return sane, HostFlags.start(corrupt)
