@@ -68,7 +68,7 @@ def test_serves_a_conversation(policy: str, tmp_path: Path) -> None:
     reference = MaskedReference(EXAMPLE_MODEL)
     for number, (turn, budget) in enumerate(zip(turns, (BUDGET, BUDGET, OWN_BUDGET), strict=True), start=1):
         num_text = turn.answer.prompt_len + NUM_OUTPUT - number * NUM_VISUAL
-        assert turn.num_live == num_text + math.ceil(budget * number * NUM_VISUAL)
+        assert turn.num_live == num_text + math.ceil(budget * (number * NUM_VISUAL))
         seen = [drop for drop in drops if int(drop.rid.removeprefix("turn")) < number]
         want = reference.logprobs(turn.chat, turn.answer.token_ids, seen)
         assert worst_difference(turn.answer, want, reference.prompt_ids(turn.chat)) < TOLERANCE
