@@ -105,6 +105,16 @@ def test_what_is_complete_is_not_run_again(plan: Plan) -> None:
     assert run(changed(plan, variants=(STAR,)))[0].asked == {}
 
 
+def test_engines_are_spread_over_the_gpus_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conduct.visible_gpus() == [] or conduct.device() == "cuda"
+    monkeypatch.setattr(conduct, "device", lambda: "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert conduct.visible_gpus() == ["2", "3"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(conduct.torch.cuda, "device_count", lambda: 3)
+    assert conduct.visible_gpus() == ["0", "1", "2"]
+
+
 def test_no_engine_is_started_when_time_is_up(plan: Plan) -> None:
     late = changed(plan, max_seconds=-1.0)
     assert run(late)[0].asked == {}

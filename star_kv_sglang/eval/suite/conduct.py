@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from star_kv_sglang.eval.errors import EvalError
 from star_kv_sglang.eval.runner import Protocol
 from star_kv_sglang.eval.suite.records import ENGINES, VISION, CellFile
@@ -66,6 +68,14 @@ def steps_of(plan: Plan, variant: Variant, trajectories: Sequence[int]) -> tuple
     return tuple(steps + ([Step(cell, rest) for cell in cells] if rest else []))
 
 
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that engines are spread over, as CUDA_VISIBLE_DEVICES takes them; none on a CPU."""
+    if device() == "cpu":
+        return []
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return chosen.split(",") if chosen else [str(index) for index in range(torch.cuda.device_count())]
+
+
 class Conductor:
     """Runs the engines of a plan.
 
@@ -100,7 +110,9 @@ class Conductor:
             EvalError: an engine failed; the message has its last words. The others' results are kept.
         """
         waiting = [variant for variant in self._plan.variants if not self._is_complete(variant)]
-        workers = [threading.Thread(target=self._work, args=(waiting,)) for _ in range(self._plan.jobs)]
+        gpus = visible_gpus()
+        homes = [gpus[job % len(gpus)] if gpus else None for job in range(self._plan.jobs)]
+        workers = [threading.Thread(target=self._work, args=(waiting, home)) for home in homes]
         with self._ending():
             for worker in workers:
                 worker.start()
@@ -121,17 +133,17 @@ class Conductor:
         cells = cells_of(variant, self._plan.budgets, self._plan.protocols)
         return all(wanted <= CellFile(self._plan.folder, cell).done for cell in cells)
 
-    def _work(self, waiting: list[Variant]) -> None:
-        """One engine after the other until none waits or time is up."""
+    def _work(self, waiting: list[Variant], gpu: str | None) -> None:
+        """One engine after the other on a GPU until none waits or time is up."""
         while True:
             with self._lock:
                 late = self._deadline is not None and time.time() > self._deadline
                 if not waiting or late or self._ended:
                     return
                 variant = waiting.pop(0)
-            self._run_one(variant)
+            self._run_one(variant, gpu)
 
-    def _run_one(self, variant: Variant) -> None:
+    def _run_one(self, variant: Variant, gpu: str | None) -> None:
         numbers = [trajectory.id for trajectory in self._trajectories]
         spec = Spec(
             str(self._plan.model),
@@ -154,6 +166,7 @@ class Conductor:
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
                 text=True,
+                env=dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
                 start_new_session=True,
             )
             with self._lock:

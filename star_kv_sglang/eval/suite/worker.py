@@ -88,10 +88,14 @@ class Worker:
 
     Args:
         spec: what to do.
+
+    Attributes:
+        spec: likewise.
+        engine: the engine.
     """
 
     def __init__(self, spec: Spec) -> None:
-        self._spec = spec
+        self.spec = spec
         self._folder = Path(spec.folder)
         self._trace = self._folder / ENGINES / f"{spec.variant.name}.trace"
         self._trajectories = {one.id: one for one in load_questions(Path(spec.questions))}
@@ -100,23 +104,28 @@ class Worker:
         shutil.rmtree(self._trace, ignore_errors=True)
         engine = start_engine(Path(spec.model), **engine_arguments(spec.variant, str(self._trace)))
         sample = next(iter(self._trajectories.values())).turns[0].image_png
-        self._engine = SuiteEngine(engine, sample)
+        self.engine = SuiteEngine(engine, sample)
         self._start_s = time.monotonic() - started
 
-    def run(self) -> None:
-        """Plays everything, and ends the engine."""
-        started = time.monotonic()
+    def play_all(self) -> int:
+        """Plays everything; returns the number of trajectories."""
         played = 0
+        for step in self.spec.steps:
+            played += self.engine.run(self._play(step))
+            self.engine.flush()
+            self._read_trace(step.cell)
+        return played
+
+    def run(self) -> None:
+        """Plays everything, writes down how it went, and ends the engine."""
+        started = time.monotonic()
         try:
-            for step in self._spec.steps:
-                played += self._engine.run(self._play(step))
-                self._engine.flush()
-                self._read_trace(step.cell)
-            counters = dict(self._engine.counters())
+            played = self.play_all()
+            counters = dict(self.engine.counters())
         finally:
-            self._engine.close()
+            self.engine.close()
         row = {"start_s": self._start_s, "run_s": time.monotonic() - started, "trajectories": played, **counters}
-        path = self._folder / ENGINES / f"{self._spec.variant.name}.json"
+        path = self._folder / ENGINES / f"{self.spec.variant.name}.json"
         path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
     async def _play(self, step: Step) -> int:
@@ -128,17 +137,17 @@ class Worker:
         async def play_some() -> None:
             nonlocal played
             for number in left:
-                if self._spec.deadline is not None and time.time() > self._spec.deadline:
+                if self.spec.deadline is not None and time.time() > self.spec.deadline:
                     return
                 trajectory = self._trajectories[number]
                 player = Player(
-                    self._engine,
+                    self.engine,
                     self._writer,
                     trajectory,
                     await self._screens(trajectory),
                     step.cell.budget,
                     f"{step.cell.name}~{number}",
-                    traced=number in self._spec.traced,
+                    traced=number in self.spec.traced,
                 )
                 answers = await PLAY[step.cell.protocol.value](player)
                 cell.add(number, answers)
@@ -147,7 +156,7 @@ class Worker:
                 sys.stdout.write(json.dumps(row) + "\n")
                 sys.stdout.flush()
 
-        await asyncio.gather(*(play_some() for _ in range(self._spec.at_a_time)))
+        await asyncio.gather(*(play_some() for _ in range(self.spec.at_a_time)))
         return played
 
     async def _screens(self, trajectory: Trajectory) -> Sequence[SeenScreen]:
