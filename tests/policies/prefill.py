@@ -84,6 +84,19 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settin
         settings: Of the policy, besides the scorer's parameters and the seed.
     """
     policy = policy_class(name)(PolicySettings(PARAMS, seed=5, **settings))
+    plan, seen = watched(policy, run, chunk)
+    choices = choose(plan, policy.score(seen), split=policy.split, frame_floor=0.02, page_size=1, ops=seen.ops)
+    return [
+        [
+            [sorted(segment.start + i for i in unit.tolist()) for unit in kept.chosen]
+            for segment, kept in zip(choice.segments, choice.kept(), strict=True)
+        ]
+        for choice in choices
+    ]
+
+
+def watched(policy: KVPolicy, run: Prefill, chunk: int | None = None) -> tuple[BatchPlan, Observation]:
+    """What a policy is told of the prefill."""
     ops = get_ops("reference")
     num_slots = int(run.slots.max()) + 1
     keys, values = torch.zeros(2, NUM_LAYERS, num_slots, NUM_GROUPS, HEAD_DIM)
@@ -125,14 +138,7 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settin
         attention=plan.group_scores if summed is None else summed[:, None, run.slots],
         ops=ops,
     )
-    choices = choose(plan, policy.score(seen), split=policy.split, frame_floor=0.02, page_size=1, ops=ops)
-    return [
-        [
-            [sorted(segment.start + i for i in unit.tolist()) for unit in kept.chosen]
-            for segment, kept in zip(choice.segments, choice.kept(), strict=True)
-        ]
-        for choice in choices
-    ]
+    return plan, seen
 
 
 def planned(prompt: Prompt, window: int, start: int, end: int) -> RequestPlan:

@@ -131,16 +131,17 @@ def _figures(pilots: Pilots) -> dict[str, Figure]:
         from matplotlib.figure import Figure
     except ImportError:
         raise EvalError("the plots need matplotlib: pip install matplotlib") from None
+    above = (torch.tensor(pilots.information) - torch.tensor(pilots.chance)).tolist()
     maps = Figure(figsize=(8, 4), layout="constrained")
     for axis, (title, values, label) in zip(
         maps.subplots(1, 2),
         (
-            ("information about the place", pilots.information, "nats"),
+            ("information about the place, above chance", above, "nats"),
             ("most informed of its layer", pilots.top, "share of turns"),
         ),
         strict=True,
     ):
-        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0)
+        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=min(0.0, *(min(row) for row in values)))
         axis.set(title=title, xlabel="key head", ylabel="layer")
         axis.set_xticks(range(len(values[0])))
         maps.colorbar(image, ax=axis, label=label)
