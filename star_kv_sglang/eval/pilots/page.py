@@ -136,7 +136,7 @@ def _figures(pilots: Pilots) -> dict[str, Figure]:
     for axis, (title, values, label) in zip(
         maps.subplots(1, 2),
         (
-            ("information about the place, above chance", above, "nats"),
+            ("information above chance", above, "nats"),
             ("most informed of its layer", pilots.top, "share of turns"),
         ),
         strict=True,
