@@ -287,7 +287,7 @@ class StarRadixCache(RadixCache):
             for segment in extra.segments:
                 ledger.branch[segment.ident], ledger.last_turn[segment.ident] = branch, ledger.turn
 
-    def _label_frames(self, node: TreeNode, frames: Sequence[Frame]) -> None:
+    def label_frames(self, node: TreeNode, frames: Sequence[Frame]) -> None:
         """Tell the nodes up to the root which frames they hold, where that is not yet known."""
         while not (extra := self._extras[node]).labelled:
             extra.segments = segments_between(frames, extra.start, extra.start + len(node.key), self.page_size)
@@ -350,7 +350,7 @@ class StarRadixCache(RadixCache):
             row[req.cache_protected_len : result.prefix_len], start_pos=req.cache_protected_len
         )
         last = result.last_device_node
-        self._label_frames(last, self.listener.frames_of(req))
+        self.label_frames(last, self.listener.frames_of(req))
         self.inc_lock_ref(last)
         if req.last_node is not None:
             self.dec_lock_ref(req.last_node)

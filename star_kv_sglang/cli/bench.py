@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from star_kv_sglang.cli.bench_budget import budget
 from star_kv_sglang.cli.bench_ops import ops
 from star_kv_sglang.cli.bench_serve import serve
 from star_kv_sglang.cli.bench_turn import turn
@@ -17,3 +18,4 @@ bench_app = typer.Typer(
 bench_app.command("ops")(ops)
 bench_app.command("turn")(turn)
 bench_app.command("serve")(serve)
+bench_app.command("budget")(budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 MAX_SEGMENTS_PER_STEP = 512
 """Most segments that one step cuts: each costs the host some ten microseconds."""
 
-REACH = 4
-"""Where the exact answer would cut more segments than that, those that lose most are cut as if this many times as much
-had to come free."""
+REACH = 1.5
+"""Where more segments compete than that, the threshold is the one of a larger excess, as many times larger as there are
+times more segments, and once more by this factor; those that lose most are cut, until the real excess is free."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,15 @@ class TreeBudget:
         total = int(contest.num_live.sum())
         if total <= contest.least:
             return Cut()
-        quotas = self._quotas(contest, total - excess)
-        losses = contest.num_live - quotas
-        if np.count_nonzero(losses) > MAX_SEGMENTS_PER_STEP:
-            further = self._quotas(contest, total - REACH * excess)
-            order = np.argsort(further - contest.num_live, kind="stable")[:MAX_SEGMENTS_PER_STEP]
-            enough = int(np.searchsorted(np.cumsum((contest.num_live - further)[order]), excess)) + 1
-            if enough <= len(order):
-                quotas = contest.num_live.copy()
-                quotas[order[:enough]] = further[order[:enough]]
+        reach = REACH * len(contest.idents) / MAX_SEGMENTS_PER_STEP
+        if reach <= REACH:
+            return self._apply(contest, self._quotas(contest, total - excess), holders)
+        further = self._quotas(contest, total - math.ceil(reach * excess))
+        losses = contest.num_live - further
+        order = np.argsort(-losses, kind="stable")
+        cut = order[: int(np.searchsorted(np.cumsum(losses[order]), excess)) + 1]
+        quotas = contest.num_live.copy()
+        quotas[cut] = further[cut]
         return self._apply(contest, quotas, holders)
 
     def _quotas(self, contest: Contest, budget: int) -> npt.NDArray[np.int64]:

@@ -262,7 +262,7 @@ def run_histories(machine: type[TreeMachine], *, least_steps: int, **options: An
 @MACHINES
 def test_random_histories(machine: type[TreeMachine]) -> None:
     """The same histories every time."""
-    run_histories(machine, least_steps=2_000, max_examples=32, stateful_step_count=50, derandomize=True)
+    run_histories(machine, least_steps=2_000, max_examples=40, stateful_step_count=50, derandomize=True)
 
 
 @pytest.mark.nightly
