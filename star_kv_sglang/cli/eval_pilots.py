@@ -33,7 +33,11 @@ def pilots(
     params = ScorerParams(observation_window=observation_window)
     watched = PilotModel(model, params, "cuda" if is_gpu_present() else "cpu")
     captured = [list(watched.turns(one)) for one in track(shown, "turns", console=console)]
-    what = {"model": model.resolve().name, "questions": trajectories.name, "observation_window": observation_window}
+    what = {
+        "model": "/".join(model.resolve().parts[-2:]),
+        "questions": trajectories.name,
+        "observation_window": observation_window,
+    }
     page.parent.mkdir(parents=True, exist_ok=True)
     for path in write_pilots(measure(captured), what, page, page.parent / "img"):
         console.print(str(path))

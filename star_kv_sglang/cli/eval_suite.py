@@ -96,7 +96,7 @@ def _settings(plan: Plan, num_trajectories: int) -> dict[str, Any]:
 
     digest = hashlib.sha256(plan.questions.read_bytes()).hexdigest()[:16]
     return {
-        "model": plan.model.name,
+        "model": "/".join(plan.model.parts[-2:]),
         "questions": plan.questions.name,
         "questions_sha256": digest,
         "num_trajectories": num_trajectories,
