@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -22,11 +23,13 @@ from star_kv_sglang.engine.frames import frames_of_request
 from star_kv_sglang.engine.observer import Observer, rows_of
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
 from star_kv_sglang.engine.prune import KVPools, prune_path
-from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.ranges import measure_with, stage
 from star_kv_sglang.engine.sanity import HostFlags, without_nan
-from star_kv_sglang.engine.stats import PolicyCounters, report
+from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
 from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
+from star_kv_sglang.metrics.clock import StageClock
+from star_kv_sglang.metrics.publisher import Publisher
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.interface import Norms, Observation, Queries, Split
 from star_kv_sglang.triton_ops.dispatch import default_ops, get_ops
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+META_INFO = "star_kv"
+"""Key of a response's ``meta_info``."""
 SLACK = 50
 """A step of the tree-wide budget leaves a 50th of it free, so that not every prompt needs one."""
 SHRINK_STEP = 100
@@ -88,6 +93,9 @@ class PolicyEngine(CacheListener):
         self._continued: WeakSet[Req] = WeakSet()
         self._choices: dict[str, Choice] = {}
         self._corrupt: dict[str, tuple[HostFlags, int]] = {}
+        self._kept = KeptByAge()
+        self._publisher: Publisher | None = None
+        self._clock: StageClock | None = None
         self._trace = PruneTrace(config.trace_dir) if config.trace_dir else None
 
     @property
@@ -168,12 +176,28 @@ class PolicyEngine(CacheListener):
         self._tree = tree
 
     def attach_scheduler(self, scheduler: Scheduler) -> None:
-        """Take the scheduler, whose waiting requests may share a prefix."""
+        """Take the scheduler, whose waiting requests may share a prefix, and whose metrics ours stand beside."""
         self._scheduler = scheduler
+        metrics = scheduler.metrics_collector_context
+        if metrics.current_scheduler_metrics_enabled:
+            numbers = (name for name in asdict(self.counters) if name.startswith("num_"))
+            self._publisher = Publisher(metrics.collector.labels, numbers)
+            self._kept.keeps_new = True
+            on_gpu = self._require_pools().keys[0].is_cuda
+            self._clock = StageClock(on_gpu=on_gpu, observe=self._publisher.observe_stage)
+            measure_with(self._clock)
 
-    def report(self) -> dict[str, int]:
+    def report(self) -> dict[str, Any]:
         """Census of the tree and counters, for the server's info page."""
-        return report(self._require_tree(), self.counters)
+        self._publish()
+        times = None if self._clock is None else self._clock.totals
+        return report(self._require_tree(), self.counters, self._kept, times)
+
+    def _publish(self) -> None:
+        if self._publisher is not None and self._clock is not None:
+            self._clock.collect()
+            gauges = tree_sizes(self._require_tree(), self.counters)
+            self._publisher.publish(gauges, asdict(self.counters), self._kept.take_new())
 
     # -- a prefill batch ---------------------------------------------------------------------------------------------
 
@@ -355,7 +379,17 @@ class PolicyEngine(CacheListener):
         return frames
 
     def on_prompt_cached(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
-        """Prune the private segments of a prompt that has just entered the tree."""
+        """Prune the private segments of a prompt that has just entered the tree, and tell its response about it."""
+        self._prune_prompt(tree, req, has_row=has_row)
+        if req.customized_info is None:
+            req.customized_info = {}
+        if META_INFO not in req.customized_info:
+            use = RequestUse.of(tree, tree.path(req.last_node), len(req.origin_input_ids))
+            # One entry for each output token: this one comes with the first.
+            req.customized_info[META_INFO] = [asdict(use)]
+        self._publish()
+
+    def _prune_prompt(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
         self._in_flight.pop(req.rid, None)
         custom = req.sampling_params.custom_params
         if isinstance(custom, dict) and custom.get("kv_share"):
@@ -369,6 +403,7 @@ class PolicyEngine(CacheListener):
         with self._faults.guard("pruning a prompt", "it stays unpruned"):
             self._prune(tree, req, choice, has_row=has_row)
         tree.register_path(req.last_node)
+        self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
             self._hold_token_budget(tuple(self._running.values()))
@@ -412,6 +447,7 @@ class PolicyEngine(CacheListener):
         self._choices.pop(req.rid, None)
         self._corrupt.pop(req.rid, None)
         self._hold_token_budget(())
+        self._publish()
 
     def _hold_token_budget(self, running: Sequence[Req]) -> None:
         """Bring the private nodes below the tree-wide budget, if they are above it.

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sglang.srt.mem_cache.radix_cache import TreeNode
+
     from star_kv_sglang.cache.radix_cache import StarRadixCache
+    from star_kv_sglang.cache.segments import Frame
+    from star_kv_sglang.metrics.clock import StageTotal
+
+AGES = ("0", "1", "2", "3", "4+")
+"""Screenshots that came after a screenshot."""
 
 
 @dataclass
@@ -44,6 +52,70 @@ class PolicyCounters:
     peak_private_tokens: int = 0
 
 
+@dataclass
+class KeptByAge:
+    """Share of a screenshot that is live when a scored prompt has been pruned, by the screenshot's age.
+
+    Attributes:
+        counts: Screenshots of each age that were seen.
+        sums: Sum of their shares.
+    """
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(AGES, 0))
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(AGES, 0.0))
+    _new: list[tuple[str, float]] = field(default_factory=list)
+    keeps_new: bool = False
+    """Somebody takes the single shares, not only their sums."""
+
+    def note(self, tree: StarRadixCache, path: Sequence[TreeNode], frames: Sequence[Frame]) -> None:
+        """A prompt that shows ``frames`` lies on ``path``."""
+        held: dict[int, list[int]] = {}
+        for node in path:
+            for segment in tree.extra(node).segments:
+                sizes = held.setdefault(segment.frame.start, [0, 0])
+                sizes[0] += segment.end - segment.start - segment.num_holes
+                sizes[1] += segment.end - segment.start
+        for number, frame in enumerate(reversed(frames)):
+            live, total = held.get(frame.start, (0, 0))
+            if total:
+                age = AGES[min(number, len(AGES) - 1)]
+                self.counts[age] += 1
+                self.sums[age] += live / total
+                if self.keeps_new:
+                    self._new.append((age, live / total))
+
+    def take_new(self) -> list[tuple[str, float]]:
+        """Age and share of every screenshot since the last call."""
+        new, self._new = self._new, []
+        return new
+
+    def means(self) -> dict[str, float]:
+        """Mean share of each age that was seen."""
+        return {age: self.sums[age] / count for age, count in self.counts.items() if count}
+
+
+@dataclass(frozen=True)
+class RequestUse:
+    """Tokens of a prompt when it has been pruned, as each response tells them.
+
+    Attributes:
+        live: Slots that the prompt's row shows.
+        pruned: Its positions without KV.
+        shared: Slots among the live ones that other branches can use.
+    """
+
+    live: int
+    pruned: int
+    shared: int
+
+    @classmethod
+    def of(cls, tree: StarRadixCache, path: Sequence[TreeNode], prompt_len: int) -> RequestUse:
+        """Count along the path of a prompt; what the tree did not take is live."""
+        pruned = sum(tree.extra(node).num_holes for node in path)
+        shared = sum(tree.num_live(node) for node in path if tree.extra(node).shared)
+        return cls(prompt_len - pruned, pruned, shared)
+
+
 @dataclass(frozen=True)
 class TreeCensus:
     """Slots of the tree, by who can use them.
@@ -72,8 +144,35 @@ def take_census(tree: StarRadixCache) -> TreeCensus:
     return TreeCensus(live, shared, live - shared, holes)
 
 
-def report(tree: StarRadixCache, counters: PolicyCounters) -> dict[str, int]:
-    """Census, counters and what the allocator says is in use, as one flat mapping."""
+def tree_sizes(tree: StarRadixCache, counters: PolicyCounters) -> dict[str, int]:
+    """The census without a walk through the tree."""
+    live, private = tree.evictable_size() + tree.protected_size(), tree.private_size()
+    return {
+        "live_tokens": live,
+        "shared_tokens": live - private,
+        "private_tokens": private,
+        "peak_private_tokens": counters.peak_private_tokens,
+    }
+
+
+def report(
+    tree: StarRadixCache, counters: PolicyCounters, kept: KeptByAge, stages: dict[str, StageTotal] | None
+) -> dict[str, Any]:
+    """Census, counters, what the allocator says is in use, and the means of what is a distribution.
+
+    Args:
+        tree: The tree.
+        counters: What has happened.
+        kept: What was kept of screenshots.
+        stages: Time of the stages; None where nobody measures it.
+    """
     allocator = tree.token_to_kv_pool_allocator
     used = {"num_pool_tokens": allocator.size, "num_used_pool_tokens": allocator.size - allocator.available_size()}
-    return {**used, **asdict(take_census(tree)), **asdict(counters)}
+    times = {} if stages is None else {"stages": {name: asdict(total) for name, total in stages.items()}}
+    return {
+        **used,
+        **asdict(take_census(tree)),
+        **asdict(counters),
+        "mean_kept_fraction_by_age": kept.means(),
+        **times,
+    }

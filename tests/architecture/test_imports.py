@@ -18,7 +18,8 @@ ALLOWED: dict[str, set[str]] = {
     "server_args": {"config", "compat", "policies"},
     # inside SGLang's processes
     "cache": {"algorithm", "triton_ops", "config"},
-    "engine": {"algorithm", "triton_ops", "config", "cache", "policies"},
+    "metrics": set(),
+    "engine": {"algorithm", "triton_ops", "config", "cache", "policies", "metrics"},
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
     "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention"},

@@ -1,0 +1,1 @@
+"""What the policy does, as Prometheus metrics on SGLang's own ``/metrics`` page."""

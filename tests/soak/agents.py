@@ -1,0 +1,204 @@
+"""Agents that use a server as real ones do: they go on, give up, are aborted, hang up, and talk too much."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from star_kv_sglang.rollout.scoring import is_correct
+from star_kv_sglang.rollout.trajectory import Question, Turn
+from tinygui.trajectories import generate
+
+Message = dict[str, Any]
+ANSWER_TOKENS = 8
+LONG_ANSWER_TOKENS = 160
+SHARE_OF_CALM = 0.6
+
+
+class Mood(Enum):
+    """What an agent does with a branch."""
+
+    CALM = "calm"
+    """Takes all of its turns."""
+    ABORTS = "aborts"
+    """Aborts one of its requests by its id and gives up."""
+    HANGS_UP = "hangs up"
+    """Closes the connection in the middle of one of its answers and gives up."""
+    TALKS = "talks"
+    """Lets the model write long answers, which fill the pool while others decode."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: What was said.
+        cached: Tokens of the prompt that the tree had.
+        use: What the response tells of the prompt's tokens: live, pruned, shared.
+        num_retractions: Times that the request was put back.
+        num_shrinks: Of the server, after the answer: history may have been cut without a query since the one before.
+    """
+
+    text: str
+    cached: int
+    use: dict[str, int]
+    num_retractions: int
+    num_shrinks: int
+
+
+@dataclass
+class Branch:
+    """One trajectory that was played.
+
+    Attributes:
+        seed: Of its screens.
+        mood: How.
+        replies: To its questions, in order.
+        num_correct: Among them.
+        num_shrinks_before: Of the server, before its first question.
+    """
+
+    seed: int
+    mood: Mood
+    num_shrinks_before: int = 0
+    replies: list[Reply] = field(default_factory=list)
+    num_correct: int = 0
+
+    @property
+    def undisturbed(self) -> list[Reply]:
+        """Replies up to the first that others can have had a part in: by a retraction, or by cutting its history."""
+        calm: list[Reply] = []
+        for reply in self.replies if self.mood is Mood.CALM else ():
+            if reply.num_retractions or reply.num_shrinks != self.num_shrinks_before:
+                break
+            calm.append(reply)
+        return calm
+
+
+class Server:
+    """The calls that agents make.
+
+    Args:
+        url: Of the server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def stats(self) -> dict[str, Any]:
+        """The policy's report."""
+        answer = await self._http.get("/server_info")
+        report: dict[str, Any] = answer.raise_for_status().json()["internal_states"][0]["star_kv"]
+        return report
+
+    async def flush(self) -> None:
+        """Empty the tree."""
+        (await self._http.post("/flush_cache", params={"timeout": 60})).raise_for_status()
+
+    async def abort(self, rid: str) -> None:
+        """Drop a request, or all of them."""
+        body = {"rid": rid, "abort_all": not rid}
+        (await self._http.post("/abort_request", json=body)).raise_for_status()
+
+    async def ask(self, messages: list[Message], rid: str, *, num_tokens: int, exactly: bool) -> Reply:
+        """A greedy answer."""
+        body = self._body(messages, rid, num_tokens, exactly) | {"return_meta_info": True}
+        answer = await self._http.post("/v1/chat/completions", json=body)
+        (choice,) = answer.raise_for_status().json()["choices"]
+        meta = choice["meta_info"]
+        use = next(entry for entry in meta.get("star_kv") or [{}] if entry is not None)
+        text = (choice["message"]["content"] or "").strip()
+        shrinks = int((await self.stats())["num_shrinks"])
+        return Reply(text, int(meta["cached_tokens"]), use, int(meta.get("num_retractions") or 0), shrinks)
+
+    async def hang_up(self, messages: list[Message], rid: str, after_s: float) -> None:
+        """Begin to read an answer and close the connection."""
+        body = self._body(messages, rid, LONG_ANSWER_TOKENS, True) | {"stream": True}
+        async with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            answer.raise_for_status()
+            await asyncio.sleep(after_s)
+
+    def _body(self, messages: list[Message], rid: str, num_tokens: int, exactly: bool) -> dict[str, Any]:
+        return {
+            "model": "default", "messages": messages, "max_tokens": num_tokens, "ignore_eos": exactly,
+            "temperature": 0, "rid": rid,
+        }  # fmt: skip
+
+
+async def play(
+    server: Server, seed: int, rng: random.Random, mood: Mood | None = None, *, until: float = float("inf")
+) -> Branch:
+    """One branch from its first turn to its end, or as far as time allows.
+
+    Args:
+        server: Where.
+        seed: Of its screens; the same seed asks the same questions.
+        rng: Decides about everything else.
+        mood: Drawn when not given.
+        until: Nothing is asked after this moment of the monotonic clock.
+    """
+    others = (Mood.ABORTS, Mood.HANGS_UP, Mood.TALKS)
+    mood = mood or (Mood.CALM if rng.random() < SHARE_OF_CALM else rng.choice(others))
+    trajectory = generate(seed)
+    asked = [(turn, question) for turn in trajectory.turns for question in turn.questions]
+    fatal = rng.randrange(len(asked))
+    branch = Branch(seed, mood, int((await server.stats())["num_shrinks"]))
+    messages: list[Message] = []
+    for number, (turn, question) in enumerate(asked):
+        if time.monotonic() > until:
+            break
+        messages.append(_message(turn, question))
+        rid = uuid4().hex
+        if mood is Mood.HANGS_UP and number == fatal:
+            await server.hang_up(messages, rid, rng.random())
+            return branch
+        if mood is Mood.ABORTS and number == fatal:
+            await _aborted(server, messages, rid, rng.random())
+            return branch
+        talks = mood is Mood.TALKS and number % 2 == 1
+        num_tokens = LONG_ANSWER_TOKENS if talks else ANSWER_TOKENS
+        reply = await server.ask(messages, rid, num_tokens=num_tokens, exactly=talks)
+        branch.replies.append(reply)
+        branch.num_correct += is_correct(question, reply.text)
+        # A long answer is not sent back: it would teach the model nonsense.
+        messages.append({"role": "assistant", "content": question.answer if talks else reply.text})
+    return branch
+
+
+async def _aborted(server: Server, messages: list[Message], rid: str, after_s: float) -> None:
+    request = asyncio.create_task(server.ask(messages, rid, num_tokens=LONG_ANSWER_TOKENS, exactly=True))
+    await asyncio.sleep(after_s)
+    await server.abort(rid)
+    try:
+        await request
+    except httpx.HTTPStatusError as error:
+        # An abort in the queue is answered with an error status.
+        if error.response.status_code not in (400, 499, 500, 503):
+            raise
+
+
+def _message(turn: Turn, question: Question) -> Message:
+    if question is not turn.questions[0]:
+        return {"role": "user", "content": question.text}
+    url = "data:image/png;base64," + base64.b64encode(turn.image_png).decode("ascii")
+    return {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": turn.step},
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": question.text},
+        ],
+    }
