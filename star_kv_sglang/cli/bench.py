@@ -7,6 +7,7 @@ import typer
 from star_kv_sglang.cli.bench_budget import budget
 from star_kv_sglang.cli.bench_ops import ops
 from star_kv_sglang.cli.bench_serve import serve
+from star_kv_sglang.cli.bench_tree import tree
 from star_kv_sglang.cli.bench_turn import turn
 
 bench_app = typer.Typer(
@@ -19,3 +20,4 @@ bench_app.command("ops")(ops)
 bench_app.command("turn")(turn)
 bench_app.command("serve")(serve)
 bench_app.command("budget")(budget)
+bench_app.command("tree")(tree)
