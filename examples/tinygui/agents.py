@@ -55,12 +55,16 @@ def make_trajectories(seed: int, count: int, num_recalls: int) -> list[Trajector
     return made
 
 
-async def play_histories(engine: SuiteEngine, writer: PromptWriter, branches: Sequence[Branch]) -> None:
-    """All turns but the last, of all branches at the same time."""
+async def play_histories(
+    engine: SuiteEngine, writer: PromptWriter, branches: Sequence[Branch], *, in_flight: int = 64
+) -> None:
+    """All turns but the last, a turn of all branches at a time, ``in_flight`` requests at most at the same moment."""
+    free = asyncio.Semaphore(in_flight)
 
     async def turn(branch: Branch, index: int) -> None:
         question = branch.trajectory.turns[index].questions[0]
-        branch.replies.append(await _ask(engine, writer, branch, question, f"{index}", share=False))
+        async with free:
+            branch.replies.append(await _ask(engine, writer, branch, question, f"{index}", share=False))
 
     longest = max(len(branch.trajectory.turns) for branch in branches) - 1
     for step in range(longest):

@@ -51,7 +51,7 @@ def measure(
     try:
         writer = PromptWriter(args.model)
         started = time.perf_counter()
-        engine.run(play_histories(engine, writer, branches))
+        engine.run(play_histories(engine, writer, branches, in_flight=args.in_flight))
         seconds = time.perf_counter() - started
         counters = engine.counters()
         right = engine.run(recall(engine, writer, branches))
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=0.4)
     parser.add_argument("--pool", type=int, default=6000, help="slots")
     parser.add_argument("--branches", type=int, default=64)
+    parser.add_argument("--in-flight", type=int, default=8, help="requests at the same moment; the others' agents act")
     parser.add_argument("--recalls", type=int, default=4, help="questions for each branch, after the measurement")
     parser.add_argument("--seed", type=int, default=9_700_000)
     parser.add_argument("--out", type=Path, help="append a JSON line for each engine here")
@@ -87,7 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pass
         for shrink in (False, True):
             row = {"policy": args.policy, "budget": args.budget, "pool": args.pool, "branches": args.branches}
-            row |= {"device": device(), "shrink": shrink, **measure(args, trajectories, folder, shrink=shrink)}
+            row |= {
+                "in_flight": args.in_flight,
+                "device": device(),
+                "shrink": shrink,
+                **measure(args, trajectories, folder, shrink=shrink),
+            }
             print(json.dumps(row), flush=True)
             if args.out:
                 with args.out.open("a", encoding="utf-8") as file:
