@@ -25,6 +25,7 @@ class NodeExtra:
         pinned: A request asked to keep it whole (``custom_params: {"kv_share": true}``).
         used: A request holds it, or a branch may come back to it or to what follows it.
         shared: More than one branch can use it.
+        num_cuts: Times that segments of it were pruned without a query.
         state: Trajectory state of the prompt that ends here.
     """
 
@@ -39,6 +40,7 @@ class NodeExtra:
     pinned: bool = False
     used: bool = False
     shared: bool = False
+    num_cuts: int = 0
     state: TrajectoryState | None = None
 
     @property
@@ -64,6 +66,7 @@ class NodeExtra:
             num_shared_children=int(self.shared),
             used=self.used,
             shared=self.shared,
+            num_cuts=self.num_cuts,
         )
         lower: list[Segment] = []
         for segment in self.segments:

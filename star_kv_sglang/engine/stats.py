@@ -102,18 +102,20 @@ class RequestUse:
         live: Slots that the prompt's row shows.
         pruned: Its positions without KV.
         shared: Slots among the live ones that other branches can use.
+        cuts: Times that its history was pruned without a query, for the token budget or because the pool ran short.
     """
 
     live: int
     pruned: int
     shared: int
+    cuts: int
 
     @classmethod
     def of(cls, tree: StarRadixCache, path: Sequence[TreeNode], prompt_len: int) -> RequestUse:
         """Count along the path of a prompt; what the tree did not take is live."""
         pruned = sum(tree.extra(node).num_holes for node in path)
         shared = sum(tree.num_live(node) for node in path if tree.extra(node).shared)
-        return cls(prompt_len - pruned, pruned, shared)
+        return cls(prompt_len - pruned, pruned, shared, sum(tree.extra(node).num_cuts for node in path))
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,8 @@ class TreeBudget:
         kept = self._best(targets, slots)
         rows = [(holders[one.node], one) for one in targets if one.node.lock_ref > 0]
         num_freed = len(prune_targets(self._tree, targets, slots, kept, self._pools, self._ops))
+        for one in targets:
+            self._tree.extra(one.node).num_cuts += 1
         holes: Counter[Req] = Counter()
         with committing():
             for req, one in rows:

@@ -113,14 +113,15 @@ def test_every_response_tells_what_it_holds(client: httpx.Client) -> None:
     answer = generate(client, first)
     prompt_len = answer["meta_info"]["prompt_tokens"]
     pruned = NUM_VISUAL - KEPT
-    assert answer["meta_info"]["star_kv"] == [{"live": prompt_len - pruned, "pruned": pruned, "shared": 0}]
+    assert answer["meta_info"]["star_kv"] == [{"live": prompt_len - pruned, "pruned": pruned, "shared": 0, "cuts": 0}]
     second = generate(client, turn(first.reply(answer["text"]), 12))
     (use,) = second["meta_info"]["star_kv"]
     assert use["live"] + use["pruned"] == second["meta_info"]["prompt_tokens"]
     assert use["pruned"] == 2 * NUM_VISUAL - 15
     client.post("/flush_cache").raise_for_status()
     text = generate(client, Chat().ask(question(5)))
-    assert text["meta_info"]["star_kv"] == [{"live": text["meta_info"]["prompt_tokens"], "pruned": 0, "shared": 0}]
+    (use,) = text["meta_info"]["star_kv"]
+    assert use == {"live": text["meta_info"]["prompt_tokens"], "pruned": 0, "shared": 0, "cuts": 0}
 
 
 def test_what_a_request_shares_is_told(client: httpx.Client) -> None:
@@ -128,7 +129,7 @@ def test_what_a_request_shares_is_told(client: httpx.Client) -> None:
     first = turn(Chat(), 21)
     answer = generate(client, first, sampling_params={"max_new_tokens": 4, "custom_params": {"kv_share": True}})
     (use,) = answer["meta_info"]["star_kv"]
-    assert use == {"live": answer["meta_info"]["prompt_tokens"], "pruned": 0, "shared": use["live"]}
+    assert use == {"live": answer["meta_info"]["prompt_tokens"], "pruned": 0, "shared": use["live"], "cuts": 0}
 
 
 def test_streams_and_chat_completions_tell_it_too(client: httpx.Client) -> None:

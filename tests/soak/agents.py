@@ -19,7 +19,7 @@ from tinygui.trajectories import generate
 
 Message = dict[str, Any]
 ANSWER_TOKENS = 8
-LONG_ANSWER_TOKENS = 160
+LONG_ANSWER_TOKENS = 300
 SHARE_OF_CALM = 0.6
 
 
@@ -33,7 +33,7 @@ class Mood(Enum):
     HANGS_UP = "hangs up"
     """Closes the connection in the middle of one of its answers and gives up."""
     TALKS = "talks"
-    """Lets the model write long answers, which fill the pool while others decode."""
+    """Lets the model write long answers, several at a time, which fill the pool."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,14 @@ class Reply:
     Attributes:
         text: What was said.
         cached: Tokens of the prompt that the tree had.
-        use: What the response tells of the prompt's tokens: live, pruned, shared.
+        use: What the response tells of the prompt's tokens: live, pruned, shared, and whether history was cut.
         num_retractions: Times that the request was put back.
-        num_shrinks: Of the server, after the answer: history may have been cut without a query since the one before.
     """
 
     text: str
     cached: int
     use: dict[str, int]
     num_retractions: int
-    num_shrinks: int
 
 
 @dataclass
@@ -64,12 +62,10 @@ class Branch:
         mood: How.
         replies: To its questions, in order.
         num_correct: Among them.
-        num_shrinks_before: Of the server, before its first question.
     """
 
     seed: int
     mood: Mood
-    num_shrinks_before: int = 0
     replies: list[Reply] = field(default_factory=list)
     num_correct: int = 0
 
@@ -78,7 +74,7 @@ class Branch:
         """Replies up to the first that others can have had a part in: by a retraction, or by cutting its history."""
         calm: list[Reply] = []
         for reply in self.replies if self.mood is Mood.CALM else ():
-            if reply.num_retractions or reply.num_shrinks != self.num_shrinks_before:
+            if reply.num_retractions or reply.use["cuts"]:
                 break
             calm.append(reply)
         return calm
@@ -120,8 +116,7 @@ class Server:
         meta = choice["meta_info"]
         use = next(entry for entry in meta.get("star_kv") or [{}] if entry is not None)
         text = (choice["message"]["content"] or "").strip()
-        shrinks = int((await self.stats())["num_shrinks"])
-        return Reply(text, int(meta["cached_tokens"]), use, int(meta.get("num_retractions") or 0), shrinks)
+        return Reply(text, int(meta["cached_tokens"]), use, int(meta.get("num_retractions") or 0))
 
     async def send(self, messages: list[Message], rid: str, *, num_tokens: int, exactly: bool) -> httpx.Response:
         """Whatever comes back."""
@@ -154,12 +149,12 @@ async def play(
         mood: Drawn when not given.
         until: Nothing is asked after this moment of the monotonic clock.
     """
-    others = (Mood.ABORTS, Mood.HANGS_UP, Mood.TALKS)
+    others = (Mood.ABORTS, Mood.HANGS_UP, Mood.TALKS, Mood.TALKS)
     mood = mood or (Mood.CALM if rng.random() < SHARE_OF_CALM else rng.choice(others))
     trajectory = generate(seed)
     asked = [(turn, question) for turn in trajectory.turns for question in turn.questions]
     fatal = rng.randrange(len(asked))
-    branch = Branch(seed, mood, int((await server.stats())["num_shrinks"]))
+    branch = Branch(seed, mood)
     messages: list[Message] = []
     for number, (turn, question) in enumerate(asked):
         if time.monotonic() > until:

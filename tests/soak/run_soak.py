@@ -169,7 +169,7 @@ def judge(report: Report) -> None:
 def main(
     minutes: Annotated[float, typer.Option(help="Of load.")] = 30.0,
     agents: Annotated[int, typer.Option(help="At the same time.")] = 16,
-    pool: Annotated[int, typer.Option(help="KV slots: few enough that requests must be put back.")] = 1500,
+    pool: Annotated[int, typer.Option(help="KV slots: few enough that requests must be put back.")] = 1200,
     budget: Annotated[float, typer.Option(help="Share of a branch's own visual tokens that stays.")] = 0.2,
     shrink: Annotated[bool, typer.Option(help="Shrink before evicting.")] = True,
     policy: Annotated[str, typer.Option(help="The policy.")] = "star",
