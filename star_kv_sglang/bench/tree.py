@@ -81,8 +81,8 @@ class Forest:
         result = self.tree.insert(InsertParams(key=RadixKey(tokens), value=slots))
         self.tree.token_to_kv_pool_allocator.free(slots[: result.prefix_len])
         if isinstance(self.tree, StarRadixCache):
-            starts = range(NUM_TEXT, len(tokens), NODE_TOKENS)
-            self.tree.label_frames(result.last_device_node, [Frame(start, ROWS, COLS, start) for start in starts])
+            self.tree.label_frames(result.last_device_node, frames_of(tokens))
+            self.tree.register_path(result.last_device_node)
         return result.last_device_node
 
     def match(self, tokens: array[int]) -> Any:
@@ -93,6 +93,11 @@ class Forest:
 def turn(branch: int, number: int) -> array[int]:
     """Words that tell branches apart, then a screenshot."""
     return array("q", [branch] * NUM_TEXT + [-1 - number] * (ROWS * COLS))
+
+
+def frames_of(tokens: array[int]) -> list[Frame]:
+    """The screenshots of a sequence."""
+    return [Frame(start, ROWS, COLS, start) for start in range(NUM_TEXT, len(tokens), NODE_TOKENS)]
 
 
 def measure(num_nodes: int = 100_000, num_operations: int = 1000, num_rounds: int = 7) -> Iterator[Row]:
@@ -141,22 +146,21 @@ def _lock(forest: Forest, sequences: Sequence[array[int]], number: int) -> float
 
 
 def _insert(forest: Forest, sequences: Sequence[array[int]], number: int) -> float:
-    """One more turn of each; what was added is evicted by the next operation, as the oldest go first."""
+    """One more turn of each, its screenshots told as a request does."""
     longer = [tokens + turn(-1 - number, TURNS) for tokens in sequences]
     allocator, tree = forest.tree.token_to_kv_pool_allocator, forest.tree
     slots = [allocator.alloc(len(tokens)) for tokens in longer]
+    frames = [frames_of(tokens) for tokens in longer]
 
     def run() -> None:
-        for tokens, values in zip(longer, slots, strict=True):
-            tree.insert(InsertParams(key=RadixKey(tokens), value=values))
+        for tokens, values, shown in zip(longer, slots, frames, strict=True):
+            result = tree.insert(InsertParams(key=RadixKey(tokens), value=values))
+            if isinstance(tree, StarRadixCache):
+                tree.label_frames(result.last_device_node, shown)
 
     seconds = _timed(run)
     for values in slots:
         allocator.free(values[: TURNS * NODE_TOKENS])
-    if isinstance(tree, StarRadixCache):
-        for tokens in longer:
-            frames = [Frame(start, ROWS, COLS, start) for start in range(NUM_TEXT, len(tokens), NODE_TOKENS)]
-            tree.label_frames(forest.match(tokens), frames)
     return seconds
 
 

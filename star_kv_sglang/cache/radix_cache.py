@@ -219,13 +219,30 @@ class StarRadixCache(RadixCache):
     def _insert_helper(
         self, node: TreeNode, key: RadixKey, value: torch.Tensor, priority: int = 0, chunked: bool = False
     ) -> tuple[int, TreeNode]:
-        key = key[: self.insertable_length(key)]
-        prefix_len, last = super()._insert_helper(node, key, value[: len(key)], priority, chunked)
-        if last not in self._extras:
-            parent = last.parent
-            self._extras[last] = NodeExtra(start=self._extras[parent].start + len(parent.key))
-            self._private_size += len(last.key)
-        return prefix_len, last
+        access_time = time.monotonic()
+        done = 0
+        while len(key) > 0:
+            child = node.children.get(key.child_key(self.page_size))
+            if child is None:
+                break
+            matched = child.key.match(key, page_size=self.page_size)
+            whole = matched == len(child.key)
+            allowed = matched if whole else self._splittable_length(child, matched)
+            # What would have to split a sealed segment is not stored, nor is anything behind it.
+            key = key[matched:] if allowed == matched else key[:0]
+            if not allowed:
+                break
+            child.last_access_time = access_time
+            node = child if whole else self._split_node(child.key, child, allowed)
+            node.priority = max(node.priority, priority or 0)
+            self._inc_hit_count(node, chunked)
+            done += allowed
+        if not len(key):
+            return done, node
+        _, last = super()._insert_helper(node, key, value[done : done + len(key)], priority, chunked)
+        self._extras[last] = NodeExtra(start=done)
+        self._private_size += len(key)
+        return done, last
 
     def _split_node(self, key: RadixKey, child: TreeNode, split_len: int) -> TreeNode:
         extra = self._extras[child]
@@ -255,7 +272,7 @@ class StarRadixCache(RadixCache):
         """
         while node is not self.root_node:
             extra = self._extras[node]
-            users = extra.num_users
+            users = extra.num_locks + len(extra.tips) + extra.num_used_children
             used, shared = users > 0, extra.pinned or users > 1 or extra.num_shared_children > 0
             if used is extra.used and shared is extra.shared:
                 return
@@ -472,12 +489,8 @@ class StarRadixCache(RadixCache):
         delta, last = 0, node
         while node is not self.root_node:
             if node.lock_ref == 0:
-                extra = self._extras[node]
-                delta -= len(node.key) - extra.num_holes
-                if self.ledger is not None and extra.segments:
-                    self.ledger.set_locked(extra.segments, True)
+                delta -= self._change_lock(node, locked=True)
             node.lock_ref += 1
-            self._update_leaf_status(node)
             node = node.parent
         self._extras[last].num_locks += 1
         self._update_users(last)
@@ -491,19 +504,27 @@ class StarRadixCache(RadixCache):
             return DecLockRefResult(delta=0)
         delta, last = 0, node
         while node is not self.root_node:
-            if node.lock_ref == 1:
-                extra = self._extras[node]
-                delta += len(node.key) - extra.num_holes
-                if self.ledger is not None and extra.segments:
-                    self.ledger.set_locked(extra.segments, False)
             node.lock_ref -= 1
-            self._update_leaf_status(node)
+            if node.lock_ref == 0:
+                delta += self._change_lock(node, locked=False)
             node = node.parent
         self._extras[last].num_locks -= 1
         self._update_users(last)
         self.evictable_size_ += delta
         self.protected_size_ -= delta
         return DecLockRefResult(delta=delta)
+
+    def _change_lock(self, node: TreeNode, *, locked: bool) -> int:
+        """The first lock of a node comes, or its last one goes; returns its live slots."""
+        extra = self._extras[node]
+        if self.ledger is not None and extra.segments:
+            self.ledger.set_locked(extra.segments, locked)
+        if not node.children:  # only leaves are evicted
+            if locked:
+                self.evictable_leaves.discard(node)
+            else:
+                self.evictable_leaves.add(node)
+        return len(node.key.token_ids) - extra.num_holes
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Free ``num_tokens`` live slots: let the policy shrink what nobody holds, then drop unlocked leaves in the
