@@ -64,6 +64,8 @@ class Forest:
         self.sequences: list[array[int]] = []
         rng = random.Random(1)
         made = 0
+        # Each free of a pool of this size copies megabytes; what is compared here is the trees.
+        tree.token_to_kv_pool_allocator.free_group_begin()
         while made < num_nodes:
             tokens = array("q")
             if self.sequences and rng.random() < 0.1:
@@ -74,12 +76,12 @@ class Forest:
                 self.insert(tokens)
                 made += 1
             self.sequences.append(tokens)
+        tree.token_to_kv_pool_allocator.free_group_end()
 
     def insert(self, tokens: array[int]) -> Any:
         """Store a sequence as a request does: its slots, its screenshots, its scores."""
-        slots = self.tree.token_to_kv_pool_allocator.alloc(len(tokens))
+        slots = self.tree.token_to_kv_pool_allocator.alloc(NODE_TOKENS).repeat(len(tokens) // NODE_TOKENS)
         result = self.tree.insert(InsertParams(key=RadixKey(tokens), value=slots))
-        self.tree.token_to_kv_pool_allocator.free(slots[: result.prefix_len])
         if isinstance(self.tree, StarRadixCache):
             self.tree.label_frames(result.last_device_node, frames_of(tokens))
             self.tree.register_path(result.last_device_node)
@@ -108,7 +110,7 @@ def measure(num_nodes: int = 100_000, num_operations: int = 1000, num_rounds: in
         num_operations: In a round.
         num_rounds: Their medians are told.
     """
-    num_slots = (num_nodes + 2 * num_operations * TURNS) * NODE_TOKENS
+    num_slots = (num_nodes + 2 * num_operations * num_rounds) * NODE_TOKENS
     star, stock = (Forest(make(num_slots), num_nodes) for make in (_star_tree, _stock_tree))
     rng = random.Random(2)
     gc.collect()
@@ -149,7 +151,7 @@ def _insert(forest: Forest, sequences: Sequence[array[int]], number: int) -> flo
     """One more turn of each, its screenshots told as a request does."""
     longer = [tokens + turn(-1 - number, TURNS) for tokens in sequences]
     allocator, tree = forest.tree.token_to_kv_pool_allocator, forest.tree
-    slots = [allocator.alloc(len(tokens)) for tokens in longer]
+    slots = [allocator.alloc(NODE_TOKENS).repeat(TURNS + 1) for _ in longer]
     frames = [frames_of(tokens) for tokens in longer]
 
     def run() -> None:
@@ -158,17 +160,17 @@ def _insert(forest: Forest, sequences: Sequence[array[int]], number: int) -> flo
             if isinstance(tree, StarRadixCache):
                 tree.label_frames(result.last_device_node, shown)
 
-    seconds = _timed(run)
-    for values in slots:
-        allocator.free(values[: TURNS * NODE_TOKENS])
-    return seconds
+    return _timed(run)
 
 
 def _evict(forest: Forest, sequences: Sequence[array[int]], number: int) -> float:
     """As many leaves as there are sequences, a tenth of them at a time."""
     del number
-    share = len(sequences) // 10 * NODE_TOKENS
-    return _timed(lambda: [forest.tree.evict(EvictParams(num_tokens=share)) for _ in range(10)])
+    share, allocator = len(sequences) // 10 * NODE_TOKENS, forest.tree.token_to_kv_pool_allocator
+    allocator.free_group_begin()
+    seconds = _timed(lambda: [forest.tree.evict(EvictParams(num_tokens=share)) for _ in range(10)])
+    allocator.free_group_end()
+    return seconds
 
 
 OPERATIONS: dict[str, Callable[[Forest, Sequence[array[int]], int], float]] = {
@@ -188,7 +190,9 @@ def _prune(forest: Forest, sequences: Sequence[array[int]], num_nodes: int) -> R
     for tokens in sequences:
         node = forest.match(tokens)
         targets += [(node, one, KEPT) for one in tree.extra(node).segments[-1:] if one.num_live > KEPT]
+    tree.token_to_kv_pool_allocator.free_group_begin()
     seconds = _timed(lambda: [tree.punch_all([target]) for target in targets])
+    tree.token_to_kv_pool_allocator.free_group_end()
     return Row("prune, bookkeeping", num_nodes, 1e6 * seconds / max(1, len(targets)), float("nan"), float("nan"))
 
 
