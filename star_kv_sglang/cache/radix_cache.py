@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -546,24 +546,25 @@ class StarRadixCache(RadixCache):
         return self._drop_leaves(num_tokens, private_only=True)
 
     def _drop_leaves(self, num_tokens: int, *, private_only: bool) -> int:
-        def can_drop(leaf: TreeNode) -> bool:
-            return not (private_only and self._extras[leaf].shared)
-
-        heap = [(self.eviction_strategy.get_priority(leaf), leaf) for leaf in self.evictable_leaves if can_drop(leaf)]
+        extras, priority = self._extras, self.eviction_strategy.get_priority
+        leaves: Iterable[TreeNode] = self.evictable_leaves
+        if private_only:
+            leaves = (leaf for leaf in leaves if not extras[leaf].shared)
+        heap = [(priority(leaf), leaf) for leaf in leaves]
         heapq.heapify(heap)
         num_dropped = 0
         while heap and num_dropped < num_tokens:
             _, leaf = heapq.heappop(heap)
-            num_dropped += self.num_live(leaf)
-            slots = self.live_slots(leaf)
+            slots, extra = self.live_slots(leaf), extras[leaf]
+            num_dropped += len(slots)
             self.token_to_kv_pool_allocator.free_segment(slots, start_pos=0)
-            if self.ledger is not None and self._extras[leaf].segments:
+            if self.ledger is not None and extra.segments:
                 self.ledger.free_slots(slots)
-                self.ledger.forget(self._extras[leaf].segments)
+                self.ledger.forget(extra.segments)
             self._delete_leaf(leaf)
             parent = leaf.parent
-            if not parent.children and parent.lock_ref == 0 and can_drop(parent):
-                heapq.heappush(heap, (self.eviction_strategy.get_priority(parent), parent))
+            if not parent.children and parent.lock_ref == 0 and not (private_only and extras[parent].shared):
+                heapq.heappush(heap, (priority(parent), parent))
             self._record_remove_event(leaf)
         return num_dropped
 

@@ -399,6 +399,8 @@ class PolicyEngine(CacheListener):
         choice = self._choices.pop(req.rid, None)
         if choice is None or req.last_node is tree.root_node:
             return
+        if req.sampling_params.max_new_tokens == 0:
+            return  # it asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks
         self._note_state(tree, req, choice)
         with self._faults.guard("pruning a prompt", "it stays unpruned"):
             self._prune(tree, req, choice, has_row=has_row)
