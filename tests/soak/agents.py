@@ -138,8 +138,9 @@ class Server:
 
 
 async def play(
-    server: Server, seed: int, rng: random.Random, mood: Mood | None = None, *, until: float = float("inf")
-) -> Branch:
+    server: Server, seed: int, rng: random.Random, mood: Mood | None = None, *, until: float = float("inf"),
+    num_questions: int | None = None,
+) -> Branch:  # fmt: skip
     """One branch from its first turn to its end, or as far as time allows.
 
     Args:
@@ -148,11 +149,12 @@ async def play(
         rng: Decides about everything else.
         mood: Drawn when not given.
         until: Nothing is asked after this moment of the monotonic clock.
+        num_questions: Only the first ones; all by default.
     """
     others = (Mood.ABORTS, Mood.HANGS_UP, Mood.TALKS, Mood.TALKS)
     mood = mood or (Mood.CALM if rng.random() < SHARE_OF_CALM else rng.choice(others))
     trajectory = generate(seed)
-    asked = [(turn, question) for turn in trajectory.turns for question in turn.questions]
+    asked = [(turn, question) for turn in trajectory.turns for question in turn.questions][:num_questions]
     fatal = rng.randrange(len(asked))
     branch = Branch(seed, mood)
     messages: list[Message] = []

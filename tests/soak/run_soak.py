@@ -137,8 +137,8 @@ async def _replay(server: Server, played: list[Branch], report: Report, seconds:
         if not before or time.monotonic() > deadline:
             break
         await server.flush()
-        after = (await play(server, branch.seed, random.Random(0), Mood.CALM)).replies
-        for number, (loaded, alone) in enumerate(zip(before, after, strict=False)):
+        replay = await play(server, branch.seed, random.Random(0), Mood.CALM, num_questions=len(before))
+        for number, (loaded, alone) in enumerate(zip(before, replay.replies, strict=True)):
             if loaded.cached < alone.cached:
                 report.num_evicted += 1
                 break
