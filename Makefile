@@ -1,6 +1,7 @@
 # make install   everything into .venv (no root, nothing global)
 # make demo      a GUI agent's branches on a real server, full cache against STaR-KV
 # make test      what CI runs: lint, types, all tests that need no GPU
+# make soak      half an hour of load on a real server
 # make test-gpu  the tests that need an NVIDIA GPU; PYTHON=... names an interpreter that has SGLang
 
 SHELL := /bin/bash
@@ -9,7 +10,7 @@ VENV := .venv/bin
 PYTHON ?= $(VENV)/python
 TREE := build/tree
 
-.PHONY: install demo lint format types test test-nightly test-gpu tree wheel clean
+.PHONY: install demo lint format types test test-nightly test-gpu soak tree wheel clean
 
 install:
 	@PYTHON=$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),) bash scripts/install.sh
@@ -42,6 +43,10 @@ test-nightly: install
 
 test-gpu: tree
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu
+
+# 30 minutes: agents that abort, hang up and wait for room on a real server, then what they did one by one.
+soak: install tree
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE):$(CURDIR)/$(TREE)/examples $(VENV)/python -m tests.soak.run_soak --out out/soak
 
 wheel: install
 	rm -rf build/lib build/bdist.*

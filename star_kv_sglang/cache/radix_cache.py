@@ -574,10 +574,11 @@ class StarRadixCache(RadixCache):
         self.evictable_size_ += extra.num_holes
         if not extra.shared:
             self._private_size -= len(node.key) - extra.num_holes
-        above = self._extras[node.parent]
-        above.num_used_children -= extra.used
-        above.num_shared_children -= extra.shared
-        self._update_users(node.parent)
+        if extra.used or extra.shared:
+            above = self._extras[node.parent]
+            above.num_used_children -= extra.used
+            above.num_shared_children -= extra.shared
+            self._update_users(node.parent)
 
     def _total_size_helper(self) -> int:
         return sum(self.num_live(node) for node in self.nodes())
