@@ -186,10 +186,9 @@ def _prune(forest: Forest, sequences: Sequence[array[int]], num_nodes: int) -> R
     tree = forest.tree
     if not isinstance(tree, StarRadixCache):
         raise TypeError("only our tree prunes")
-    targets = []
-    for tokens in sequences:
-        node = forest.match(tokens)
-        targets += [(node, one, KEPT) for one in tree.extra(node).segments[-1:] if one.num_live > KEPT]
+    # Sequences that fork from each other end in the same node once their own leaves are evicted.
+    nodes = dict.fromkeys(forest.match(tokens) for tokens in sequences)
+    targets = [(node, one, KEPT) for node in nodes for one in tree.extra(node).segments[-1:] if one.num_live > KEPT]
     tree.token_to_kv_pool_allocator.free_group_begin()
     seconds = _timed(lambda: [tree.punch_all([target]) for target in targets])
     tree.token_to_kv_pool_allocator.free_group_end()
