@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+COLS, ROWS = 6, 6
+"""Of the screenshots of `turn`."""
+NUM_VISUAL = COLS * ROWS
+
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _WORDS = (
     "click",
@@ -111,3 +115,8 @@ def question(seed: int, num_words: int = 4) -> str:
     """Some words of the tokenizer."""
     rng = np.random.default_rng(seed)
     return " ".join(rng.choice(_WORDS, num_words))
+
+
+def turn(chat: Chat, seed: int) -> Chat:
+    """The conversation with another screenshot and question."""
+    return chat.ask(question(seed), screenshot(seed, COLS, ROWS, 28))

@@ -25,6 +25,9 @@ STRICT_CHECKS = {
 """SGLang's own leak checks, after every step; a leak ends the scheduler, and the test with it."""
 
 
+_engine_is_alive = False
+
+
 class EngineDied(RuntimeError):
     """A process of the engine failed; its traceback is in the captured stderr."""
 
@@ -48,7 +51,13 @@ def running_engine(model: Path, *, exact: bool = False, **kwargs: Any) -> Iterat
         exact: Compute in float32 with PyTorch's operators, so that a reference in float32 can be met. The CPU's engine
             always does; a GPU's engine is otherwise the one that serves: FlashInfer, CUDA graphs, bfloat16.
         kwargs: Arguments of ``sglang.Engine``; ``policy_config`` is a mapping for ``kv_policy_config``.
+
+    Raises:
+        RuntimeError: An engine of this process is alive: the one that ends first would end them all.
     """
+    global _engine_is_alive
+    if _engine_is_alive:
+        raise RuntimeError("SGLang's shutdown ends all children of its process: one engine at a time in a test file")
     policy_config = kwargs.pop("policy_config", None)
     if policy_config is not None:
         kwargs["kv_policy_config"] = json.dumps(policy_config)
@@ -68,9 +77,11 @@ def running_engine(model: Path, *, exact: bool = False, **kwargs: Any) -> Iterat
             **kwargs,
         }
         engine = sglang.Engine(**engine_arguments(exact=exact, **arguments))
+    _engine_is_alive = True
     try:
         yield TestEngine(engine)
     finally:
+        _engine_is_alive = False
         engine.shutdown()
         engine.loop.run_until_complete(_cancel_tasks())
         engine.loop.close()

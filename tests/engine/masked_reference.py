@@ -47,6 +47,11 @@ def read_drops(folder: Path) -> list[Drop]:
     return drops
 
 
+def drops_of(trace: Path, rid: str) -> dict[int, Drop]:
+    """What the prompt of a request lost, by screenshot."""
+    return {drop.frame: drop for drop in read_drops(trace) if drop.rid == rid}
+
+
 class MaskedReference:
     """The model in transformers: float32, eager attention, one forward over a whole conversation.
 

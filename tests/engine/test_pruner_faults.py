@@ -2,86 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine import injected_faults
-from tests.engine.conversation import Answer, Chat, question, screenshot
-from tests.engine.harness import TestEngine, running_engine
+from tests.engine.conversation import NUM_VISUAL, Chat, turn
+from tests.engine.faulty import NUM_OUTPUT, Faulty, ask, faulty_engine
 from tests.engine.masked_reference import read_drops
 
 pytestmark = pytest.mark.slow
 
-COLS, ROWS = 6, 6
-NUM_VISUAL = COLS * ROWS
-NUM_OUTPUT = 4
 KEPT = 8
 """A fifth of the visual tokens."""
-
-
-@dataclass
-class Faulty:
-    """An engine, the switch of its faults, and what it prints."""
-
-    engine: TestEngine
-    switch: Path
-    log: Path
-    traces: Path
-
-    @contextmanager
-    def failing(self, word: str) -> Iterator[None]:
-        """Calls of one place fail while the block runs."""
-        self.switch.write_text(word, encoding="utf-8")
-        yield
-        self.switch.write_text("", encoding="utf-8")
-
-    def num_logged(self, words: str) -> int:
-        """How often the log says this."""
-        return self.log.read_text(encoding="utf-8", errors="replace").count(words)
-
-
-@contextmanager
-def faulty_engine(folder: Path, model: Path, **arguments: object) -> Iterator[Faulty]:
-    """An engine into whose scheduler faults can be injected."""
-    shutil.copyfile(str(injected_faults.__file__), folder / "injected_faults.py")
-    metadata = folder / "injected_faults-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: injected-faults\nVersion: 0\n", encoding="utf-8")
-    entry = "[sglang.srt.plugins]\ninjected_faults = injected_faults:register\n"
-    (metadata / "entry_points.txt").write_text(entry, encoding="utf-8")
-    switch, log = folder / "switch", folder / "log"
-    switch.write_text("", encoding="utf-8")
-    with ExitStack() as stack:
-        # Processes that are spawned take over this one's path, and find the plugin on it.
-        with pytest.MonkeyPatch.context() as patch, printing_to(log):
-            patch.syspath_prepend(folder)
-            patch.setenv("INJECTED_FAULTS", str(switch))
-            engine = stack.enter_context(
-                running_engine(model, kv_policy="star-paper", log_level="warning", **arguments)
-            )
-        yield Faulty(engine, switch, log, folder / "traces")
-
-
-@contextmanager
-def printing_to(log: Path) -> Iterator[None]:
-    """Processes that are started in the block write their errors to a file."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +34,6 @@ def faulty(shared: Faulty) -> Iterator[Faulty]:
     shared.engine.run(shared.engine.idle_stats())
     shared.engine.flush()
     assert shared.engine.run(shared.engine.idle_stats())["num_used_pool_tokens"] == 0
-
-
-def turn(chat: Chat, seed: int) -> Chat:
-    """The conversation with another screenshot and question."""
-    return chat.ask(question(seed), screenshot(seed, COLS, ROWS, 28))
-
-
-def ask(faulty: Faulty, chat: Chat, rid: str | None = None) -> tuple[Answer, Chat]:
-    """One turn."""
-    answer = faulty.engine.answer(chat, NUM_OUTPUT, rid=rid)
-    return answer, chat.reply(answer.text)
 
 
 @pytest.mark.parametrize(
@@ -166,17 +89,3 @@ def test_scores_that_are_no_numbers_give_way_to_recency(faulty: Faulty) -> None:
     later = faulty.engine.stats()
     assert later["num_recency_fallbacks"] == stats["num_recency_fallbacks"], "for that turn only"
     assert faulty.num_logged("scores are not a number") == 1
-
-
-def test_where_the_token_budget_cannot_be_cut_leaves_are_dropped(
-    checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
-    with faulty_engine(tmp_path, checkpoint("qwen2_5_vl"), kv_token_budget=150) as faulty:
-        with faulty.failing("budget"):
-            for seed in range(6):
-                ask(faulty, turn(Chat(), seed))
-            stats = faulty.engine.run(faulty.engine.idle_stats())
-        assert stats["num_pruner_faults"] > 0
-        assert stats["num_budget_evicted_tokens"] > 0
-        assert stats["num_private_tokens"] <= 150
-        assert faulty.num_logged("ValueError: injected into budget") == 1

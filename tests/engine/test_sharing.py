@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.conversation import Answer, Chat, question, screenshot
+from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, screenshot, turn
 from tests.engine.harness import TestEngine, running_engine
-from tests.engine.masked_reference import Drop, MaskedReference, read_drops, worst_difference
+from tests.engine.masked_reference import MaskedReference, drops_of, read_drops, worst_difference
 
 pytestmark = pytest.mark.slow
 
 BUDGET = 0.2
-COLS, ROWS = 6, 6
-NUM_VISUAL = COLS * ROWS
 NUM_OUTPUT = 4
 
 
@@ -47,16 +45,6 @@ def engine(shared_engine: TestEngine) -> TestEngine:
     shared_engine.flush()
     assert shared_engine.stats()["num_used_pool_tokens"] == 0
     return shared_engine
-
-
-def turn(chat: Chat, seed: int) -> Chat:
-    """The conversation with another screenshot and question."""
-    return chat.ask(question(seed), screenshot(seed, COLS, ROWS, 28))
-
-
-def drops_of(trace: Path, rid: str) -> dict[int, Drop]:
-    """What the prompt of a request lost, by screenshot."""
-    return {drop.frame: drop for drop in read_drops(trace) if drop.rid == rid}
 
 
 def num_text(answer: Answer, num_frames: int) -> int:

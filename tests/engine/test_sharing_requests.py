@@ -10,14 +10,12 @@ import pytest
 import torch
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from tests.engine.conversation import Answer, Chat, question, screenshot
+from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, screenshot, turn
 from tests.engine.harness import TestEngine, running_engine
-from tests.engine.masked_reference import Drop, read_drops
+from tests.engine.masked_reference import drops_of
 
 pytestmark = pytest.mark.slow
 
-COLS, ROWS = 6, 6
-NUM_VISUAL = COLS * ROWS
 KEPT = 8
 NUM_OUTPUT = 4
 NUM_BRANCHES = 8
@@ -46,16 +44,6 @@ def engine(shared_engine: TestEngine) -> TestEngine:
     """The engine with an empty tree."""
     shared_engine.flush()
     return shared_engine
-
-
-def turn(chat: Chat, seed: int) -> Chat:
-    """The conversation with another screenshot and question."""
-    return chat.ask(question(seed), screenshot(seed, COLS, ROWS, 28))
-
-
-def drops_of(trace: Path, rid: str) -> dict[int, Drop]:
-    """What the prompt of a request lost, by screenshot."""
-    return {drop.frame: drop for drop in read_drops(trace) if drop.rid == rid}
 
 
 def test_eight_branches_that_arrive_together_find_the_screenshot_whole(engine: TestEngine, trace: Path) -> None:

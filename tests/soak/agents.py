@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import random
 import time
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from uuid import uuid4
 
 import httpx
 
+from star_kv_sglang.rollout.runner import user_message
 from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.trajectory import Question, Turn
 from tinygui.trajectories import generate
 
 Message = dict[str, Any]
@@ -161,7 +160,7 @@ async def play(
     for number, (turn, question) in enumerate(asked):
         if time.monotonic() > until:
             break
-        messages.append(_message(turn, question))
+        messages.append(user_message(turn, question, with_image=question is turn.questions[0]))
         rid = uuid4().hex
         if mood is Mood.HANGS_UP and number == fatal:
             await server.hang_up(messages, rid, rng.random())
@@ -185,17 +184,3 @@ async def _aborted(server: Server, messages: list[Message], rid: str, after_s: f
     await asyncio.sleep(after_s)
     await server.abort(rid)
     await request
-
-
-def _message(turn: Turn, question: Question) -> Message:
-    if question is not turn.questions[0]:
-        return {"role": "user", "content": question.text}
-    url = "data:image/png;base64," + base64.b64encode(turn.image_png).decode("ascii")
-    return {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": turn.step},
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": question.text},
-        ],
-    }
