@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from star_kv_sglang.eval.suite.prompts import PromptWriter
-from star_kv_sglang.eval.suite.served import Reply, Shown, SuiteEngine
-from star_kv_sglang.eval.suite.vision import SeenScreen
+from star_kv_sglang.eval.suite.served import Reply, Shown, SuiteEngine, device, engine_dtype, start_engine
+from star_kv_sglang.eval.suite.vision import SeenScreen, load_screens, see_all
 from star_kv_sglang.rollout.scoring import is_correct
 from star_kv_sglang.rollout.trajectory import Question, Trajectory
 from tinygui.recall import recall_case
@@ -53,6 +58,36 @@ def make_trajectories(seed: int, count: int, num_recalls: int) -> list[Trajector
         made.append(build(seed, case.screens, asked, first_step))
         seed += 1
     return made
+
+
+@contextmanager
+def seen_by(model: Path, trajectories: Sequence[Trajectory]) -> Iterator[Path]:
+    """A folder with what the model's vision tower makes of the screenshots, while the block runs."""
+    with TemporaryDirectory() as name:
+        for _ in see_all(model, trajectories, Path(name), dtype=engine_dtype(), device=device()):
+            pass
+        yield Path(name)
+
+
+@contextmanager
+def agents_on_engine(
+    model: Path, trajectories: Sequence[Trajectory], seen: Path, **flags: Any
+) -> Iterator[tuple[SuiteEngine, PromptWriter, list[Branch]]]:
+    """An engine with these flags, and the agents at their beginning, while the block runs."""
+    engine = SuiteEngine(start_engine(model, **flags), trajectories[0].turns[0].image_png)
+    try:
+        yield engine, PromptWriter(model), [Branch(one, load_screens(seen, one.id)) for one in trajectories]
+    finally:
+        engine.close()
+
+
+def tell(row: Mapping[str, object], out: Path | None) -> None:
+    """Print a result, and append it to a file of JSON lines."""
+    line = json.dumps({"device": device(), **row})
+    print(line, flush=True)
+    if out:
+        with out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 async def play_histories(

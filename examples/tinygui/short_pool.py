@@ -13,14 +13,10 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from star_kv_sglang.eval.suite.prompts import PromptWriter
-from star_kv_sglang.eval.suite.served import SuiteEngine, device, engine_dtype, start_engine
-from star_kv_sglang.eval.suite.vision import load_screens, see_all
 from star_kv_sglang.rollout.trajectory import Trajectory
 from tinygui.accuracy import MODEL
-from tinygui.agents import Branch, make_trajectories, play_histories, recall
+from tinygui.agents import Branch, agents_on_engine, make_trajectories, play_histories, recall, seen_by, tell
 
 
 def hit_rate(branches: Sequence[Branch]) -> float:
@@ -34,29 +30,21 @@ def hit_rate(branches: Sequence[Branch]) -> float:
 
 
 def measure(
-    args: argparse.Namespace, trajectories: Sequence[Trajectory], folder: Path, *, shrink: bool
+    args: argparse.Namespace, trajectories: Sequence[Trajectory], seen: Path, *, shrink: bool
 ) -> dict[str, int | float]:
     """One engine."""
-    branches = [Branch(one, load_screens(folder, one.id)) for one in trajectories]
-    engine = SuiteEngine(
-        start_engine(
-            args.model,
-            kv_policy=args.policy,
-            kv_budget=args.budget,
-            kv_policy_config=json.dumps({"shrink_before_evict": shrink}),
-            max_total_tokens=args.pool,
-        ),
-        trajectories[0].turns[0].image_png,
-    )
-    try:
-        writer = PromptWriter(args.model)
+    flags = {
+        "kv_policy": args.policy,
+        "kv_budget": args.budget,
+        "kv_policy_config": json.dumps({"shrink_before_evict": shrink}),
+        "max_total_tokens": args.pool,
+    }
+    with agents_on_engine(args.model, trajectories, seen, **flags) as (engine, writer, branches):
         started = time.perf_counter()
         engine.run(play_histories(engine, writer, branches, in_flight=args.in_flight))
         seconds = time.perf_counter() - started
         counters = engine.counters()
         right = engine.run(recall(engine, writer, branches))
-    finally:
-        engine.close()
     num_turns = sum(len(branch.replies) for branch in branches)
     names = ("num_shrinks", "num_shrunk_tokens", "num_avoided_evictions", "num_pruned_tokens")
     return {
@@ -82,22 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="append a JSON line for each engine here")
     args = parser.parse_args(arguments)
     trajectories = make_trajectories(args.seed, args.branches, args.recalls)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for _ in see_all(args.model, trajectories, folder, dtype=engine_dtype(), device=device()):
-            pass
+    with seen_by(args.model, trajectories) as seen:
         for shrink in (False, True):
-            row = {"policy": args.policy, "budget": args.budget, "pool": args.pool, "branches": args.branches}
-            row |= {
-                "in_flight": args.in_flight,
-                "device": device(),
-                "shrink": shrink,
-                **measure(args, trajectories, folder, shrink=shrink),
-            }
-            print(json.dumps(row), flush=True)
-            if args.out:
-                with args.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            given = {name: getattr(args, name) for name in ("policy", "budget", "pool", "branches", "in_flight")}
+            tell({**given, "shrink": shrink, **measure(args, trajectories, seen, shrink=shrink)}, args.out)
 
 
 if __name__ == "__main__":

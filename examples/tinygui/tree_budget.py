@@ -10,37 +10,28 @@ held when any forward began is counted by the engine.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from star_kv_sglang.eval.suite.prompts import PromptWriter
-from star_kv_sglang.eval.suite.served import SuiteEngine, device, engine_dtype, start_engine
-from star_kv_sglang.eval.suite.vision import load_screens, see_all
 from star_kv_sglang.rollout.trajectory import Trajectory
 from tinygui.accuracy import MODEL
-from tinygui.agents import Branch, make_trajectories, play_histories, recall
+from tinygui.agents import agents_on_engine, make_trajectories, play_histories, recall, seen_by, tell
 
 
 def measure(
-    args: argparse.Namespace, trajectories: Sequence[Trajectory], folder: Path, **flags: Any
+    args: argparse.Namespace, trajectories: Sequence[Trajectory], seen: Path, **flags: Any
 ) -> dict[str, int | float]:
     """One engine with these flags."""
-    branches = [Branch(one, load_screens(folder, one.id)) for one in trajectories]
-    engine = SuiteEngine(start_engine(args.model, kv_policy=args.policy, **flags), trajectories[0].turns[0].image_png)
-    try:
-        writer = PromptWriter(args.model)
+    flags |= {"kv_policy": args.policy, "kv_policy_config": args.policy_config}
+    with agents_on_engine(args.model, trajectories, seen, **flags) as (engine, writer, branches):
         engine.run(play_histories(engine, writer, branches))
         counters = engine.counters()
         right = engine.run(recall(engine, writer, branches))
-        row = {"right": sum(right), "asked": len(right), "accuracy": round(sum(right) / len(right), 4)}
-        row["private_tokens"] = counters["num_private_tokens"]
-        names = ("peak_private_tokens", "num_budget_steps", "num_budget_misses", "num_budget_evicted_tokens")
-        return row | {name: counters[name] for name in names}
-    finally:
-        engine.close()
+    row = {"right": sum(right), "asked": len(right), "accuracy": round(sum(right) / len(right), 4)}
+    row["private_tokens"] = counters["num_private_tokens"]
+    names = ("peak_private_tokens", "num_budget_steps", "num_budget_misses", "num_budget_evicted_tokens")
+    return row | {name: counters[name] for name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,20 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="append a JSON line for each engine here")
     args = parser.parse_args(arguments)
     trajectories = make_trajectories(args.seed, args.branches, args.recalls)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for _ in see_all(args.model, trajectories, folder, dtype=engine_dtype(), device=device()):
-            pass
-        own = {"kv_budget": args.budget, "kv_policy_config": args.policy_config}
-        per_branch = measure(args, trajectories, folder, **own)
-        tree = {"kv_token_budget": int(per_branch["private_tokens"]), "kv_policy_config": args.policy_config}
-        tree_wide = measure(args, trajectories, folder, **tree)
-    for flags, result in ((own, per_branch), (tree, tree_wide)):
-        row = {"policy": args.policy, "branches": args.branches, "device": device(), **flags, **result}
-        print(json.dumps(row), flush=True)
-        if args.out:
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+    given = {name: getattr(args, name) for name in ("policy", "policy_config", "branches")}
+    with seen_by(args.model, trajectories) as seen:
+        share = {"kv_budget": args.budget}
+        per_branch = measure(args, trajectories, seen, **share)
+        tell({**given, **share, **per_branch}, args.out)
+        limit = {"kv_token_budget": int(per_branch["private_tokens"])}
+        tell({**given, **limit, **measure(args, trajectories, seen, **limit)}, args.out)
 
 
 if __name__ == "__main__":

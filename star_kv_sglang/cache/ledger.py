@@ -81,7 +81,8 @@ class SegmentLedger:
             self.num_live[ident], self.core_len[ident] = segment.num_live, segment.core_len
             self.branch[ident], self.last_turn[ident] = branch, self.turn
             extra.replace_segment(segment, segment.numbered(ident))
-            self._mark(node, extra, segment, ident)
+            if self.slot_ids is not None:
+                self.slot_ids[extra.core_slots(node.value, segment)] = ident
 
     def moved(self, segments: Iterable[Segment], node: TreeNode) -> None:
         """Another node holds the segments now."""
@@ -111,11 +112,6 @@ class SegmentLedger:
         """Whether a request holds the segments."""
         for segment in segments:
             self.locked[segment.ident] = locked
-
-    def _mark(self, node: TreeNode, extra: NodeExtra, segment: Segment, ident: int) -> None:
-        if self.slot_ids is not None:
-            first = segment.core_start - extra.start
-            self.slot_ids[node.value[first : first + segment.num_live]] = ident
 
     def _take(self) -> int:
         if not self._free:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.segments import Segment
 
@@ -52,6 +54,11 @@ class NodeExtra:
         """Exchange a segment and keep the count of holes."""
         self.segments[self.segments.index(old)] = new
         self.num_holes += new.num_holes - old.num_holes
+
+    def core_slots(self, value: torch.Tensor, segment: Segment) -> torch.Tensor:
+        """Live slots of the core of a segment, int64 [num_live]; a view of the node's ``value``."""
+        first = segment.core_start - self.start
+        return value[first : first + segment.num_live]
 
     def split(self, position: int, page_size: int) -> NodeExtra:
         """Cut off and return the record of the positions before ``position``; this record keeps the rest.

@@ -12,6 +12,7 @@ import torch
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
+from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan
 from star_kv_sglang.policies.base.interface import PolicyScores, Split
 
@@ -28,32 +29,17 @@ class Ranking:
     Attributes:
         best: int32 [num_units, N], packed indices, as ``select_topn`` writes them.
         spans: Packed range of each segment.
-        quotas: int32 [num_segments] on the host; on a GPU valid once ``ready`` has passed.
-        ready: Event behind the copy of the quotas; None on a CPU.
+        quotas: int32 [num_segments].
     """
 
     best: torch.Tensor
     spans: Sequence[tuple[int, int]]
-    quotas: torch.Tensor
-    ready: torch.cuda.Event | None
-
-    @classmethod
-    def start(cls, best: torch.Tensor, spans: Sequence[tuple[int, int]], quotas: torch.Tensor) -> Ranking:
-        """Queue the copy of the quotas to the host behind the work that makes them; nothing waits here."""
-        if quotas.device.type != "cuda":
-            return cls(best, spans, quotas, None)
-        host = torch.empty(quotas.shape, dtype=quotas.dtype, pin_memory=True)
-        host.copy_(quotas, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return cls(best, spans, host, ready)
+    quotas: HostCopy
 
     def chosen(self, segment: int) -> torch.Tensor:
         """What each unit keeps of a segment: int64 [num_units, n], indices inside the segment."""
-        if self.ready is not None:
-            self.ready.synchronize()
         start = self.spans[segment][0]
-        return self.best[:, start : start + int(self.quotas[segment])].long() - start
+        return self.best[:, start : start + int(self.quotas.wait()[segment])].long() - start
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ def choose(
     )
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
-    ranking = Ranking.start(best, spans, quotas)
+    ranking = Ranking(best, spans, HostCopy.start(quotas))
     return [Choice(one.segments, indptr[r], ranking, scored.states[r]) for r, one in enumerate(plan.requests)]
 
 

@@ -20,11 +20,12 @@ from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.choice import Choice, choose
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.frames import frames_of_request
+from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.observer import Observer, rows_of
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
 from star_kv_sglang.engine.prune import KVPools, prune_path
 from star_kv_sglang.engine.ranges import measure_with, stage
-from star_kv_sglang.engine.sanity import HostFlags, without_nan
+from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
 from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
@@ -92,7 +93,7 @@ class PolicyEngine(CacheListener):
         self._in_flight: dict[str, Req] = {}
         self._continued: WeakSet[Req] = WeakSet()
         self._choices: dict[str, Choice] = {}
-        self._corrupt: dict[str, tuple[HostFlags, int]] = {}
+        self._corrupt: dict[str, tuple[HostCopy, int]] = {}
         self._kept = KeptByAge()
         self._publisher: Publisher | None = None
         self._clock: StageClock | None = None
@@ -339,8 +340,7 @@ class PolicyEngine(CacheListener):
 
     def budget_of(self, req: Req) -> float:
         """Share of a request's private visual tokens that stay: its own ``kv_budget``, or the server's."""
-        custom = req.sampling_params.custom_params
-        wanted = custom.get("kv_budget") if isinstance(custom, dict) else None
+        wanted = _custom(req, "kv_budget")
         if wanted is None:
             return self.config.budget
         if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 < wanted <= 1:
@@ -391,8 +391,7 @@ class PolicyEngine(CacheListener):
 
     def _prune_prompt(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
         self._in_flight.pop(req.rid, None)
-        custom = req.sampling_params.custom_params
-        if isinstance(custom, dict) and custom.get("kv_share"):
+        if _custom(req, "kv_share"):
             tree.pin(req.last_node)
         if has_row:
             self._running[req.rid] = req
@@ -413,7 +412,7 @@ class PolicyEngine(CacheListener):
     def _note_state(self, tree: StarRadixCache, req: Req, choice: Choice) -> None:
         """Store the state that the prompt leaves behind, unless it comes from scores that are no numbers."""
         flags, index = self._corrupt.pop(req.rid)
-        if not flags[index]:
+        if not flags.wait()[index]:
             tree.extra(req.last_node).state = choice.state
             return
         if not self.counters.num_recency_fallbacks:
@@ -435,8 +434,7 @@ class PolicyEngine(CacheListener):
                 self._row_holes[req.req_pool_idx] += pruned.num_freed
             self.counters.num_prunes += 1
             self.counters.num_pruned_tokens += pruned.num_freed
-        custom = req.sampling_params.custom_params
-        if self._trace is not None and not (isinstance(custom, dict) and custom.get("kv_trace") is False):
+        if self._trace is not None and _custom(req, "kv_trace") is not False:
             side = self._require_pools().side
             with self._faults.guard("writing a trace", "it is incomplete"):
                 for segment, slots in pruned.segments:
@@ -505,3 +503,9 @@ class PolicyEngine(CacheListener):
         if self._pools is None:
             raise RuntimeError("the policy was used before an attention backend was built")
         return self._pools
+
+
+def _custom(req: Req, name: str) -> Any:
+    """What a request says of itself in its ``custom_params``; None where it does not."""
+    custom = req.sampling_params.custom_params
+    return custom.get(name) if isinstance(custom, dict) else None

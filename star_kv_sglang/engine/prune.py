@@ -74,9 +74,7 @@ class Target:
 
 def target_slots(tree: StarRadixCache, target: Target) -> torch.Tensor:
     """Live slots of the core of a target, int64 [num_live]; a view of the node's value."""
-    first = target.segment.core_start - tree.extra(target.node).start
-    slots: torch.Tensor = target.node.value[first : first + target.segment.num_live]
-    return slots
+    return tree.extra(target.node).core_slots(target.node.value, target.segment)
 
 
 def prune_targets(

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
+from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores
 
 
-@dataclass(frozen=True)
-class HostFlags:
-    """Flags on their way to the host.
-
-    Attributes:
-        values: bool [R]; on a GPU valid once ``ready`` has passed.
-        ready: Event behind the copy; None on a CPU.
-    """
-
-    values: torch.Tensor
-    ready: torch.cuda.Event | None
-
-    @classmethod
-    def start(cls, flags: torch.Tensor) -> HostFlags:
-        """Queue the copy behind the work that makes the flags; nothing waits here."""
-        if flags.device.type != "cuda":
-            return cls(flags, None)
-        host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-        host.copy_(flags, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return cls(host, ready)
-
-    def __getitem__(self, index: int) -> bool:
-        if self.ready is not None:
-            self.ready.synchronize()
-        return bool(self.values[index])
-
-
-def without_nan(scored: PolicyScores, seen: Observation) -> tuple[PolicyScores, HostFlags]:
+def without_nan(scored: PolicyScores, seen: Observation) -> tuple[PolicyScores, HostCopy]:
     """Give the tokens of every request whose scores hold a NaN scores by recency instead: the newest is kept first.
 
     A NaN of any layer shows in the mean of the layers; one in the attention may be lost on the way to the scores, with
@@ -67,4 +39,4 @@ def without_nan(scored: PolicyScores, seen: Observation) -> tuple[PolicyScores, 
         calibrated=torch.where(replaced, recency.to(scored.calibrated.dtype), scored.calibrated),
         layer_mean=torch.where(replaced, recency.to(mean.dtype), mean),
     )
-    return sane, HostFlags.start(corrupt)
+    return sane, HostCopy.start(corrupt)

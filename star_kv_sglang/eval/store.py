@@ -173,20 +173,29 @@ def refuse_other_run(folder: Path, settings: Mapping[str, Any], ignore: Collecti
         raise RunFolderError(f"{path.parent} holds another run:\n{lines}\nGive another --out, or the same settings.")
 
 
-def _read_results(path: Path, *, repair: bool) -> list[Result]:
+def read_lines(path: Path, *, repair: bool) -> list[bytes]:
+    """The whole lines of a file that a run appends to; none when there is no file.
+
+    Args:
+        path: the file.
+        repair: a last line that was cut when the run was killed is removed from the file; what it held is asked again.
+    """
     if not path.exists():
         return []
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
     if repair and whole < len(raw):
-        # The last line was cut when the run was killed; its sample is asked again.
         with path.open("rb+") as file:
             file.truncate(whole)
+    return raw[:whole].split(b"\n")[:-1]
+
+
+def _read_results(path: Path, *, repair: bool) -> list[Result]:
     known = {item.name for item in fields(Result)}
     results = []
-    for number, line in enumerate(raw[:whole].decode("utf-8", "replace").split("\n")[:-1], start=1):
+    for number, line in enumerate(read_lines(path, repair=repair), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8", "replace"))
             kept = {name: value for name, value in row.items() if name in known}
             results.append(Result(**{**kept, "status": Status(row["status"])}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -158,7 +158,7 @@ class _Conversation:
         answers = []
         for number, turn in enumerate(turns, start=first_turn):
             for index, question in enumerate(turn.questions):
-                self._messages.append(_user_message(turn, question, with_image=index == 0))
+                self._messages.append(user_message(turn, question, with_image=index == 0))
                 try:
                     completion = await self._client.chat(
                         self._messages, max_tokens=self._max_tokens, custom_params=custom_params
@@ -172,7 +172,8 @@ class _Conversation:
         return answers
 
 
-def _user_message(turn: Turn, question: Question, *, with_image: bool) -> Message:
+def user_message(turn: Turn, question: Question, *, with_image: bool) -> Message:
+    """A question as a chat message, behind the turn's tag and screenshot where it is the turn's first."""
     if not with_image:
         return {"role": "user", "content": question.text}
     url = "data:image/png;base64," + base64.b64encode(turn.image_png).decode("ascii")

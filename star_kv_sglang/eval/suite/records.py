@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from star_kv_sglang.eval.errors import RunFolderError
+from star_kv_sglang.eval.store import read_lines
 from star_kv_sglang.eval.suite.play import Answer
 from star_kv_sglang.eval.suite.questions import SuiteTask
 from star_kv_sglang.eval.suite.variants import Cell
@@ -89,16 +90,8 @@ def load_cell(folder: Path, cell: Cell) -> dict[int, list[Answer]]:
 
 
 def _read(path: Path, *, repair: bool) -> list[tuple[int, list[Answer]]]:
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw.rfind(b"\n") + 1
-    if repair and whole < len(raw):
-        # The last line was cut when the engine's process was ended; its trajectory is played again.
-        with path.open("rb+") as file:
-            file.truncate(whole)
     rows = []
-    for number, line in enumerate(raw[:whole].splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, repair=repair), start=1):
         try:
             row = json.loads(line)
             answers = [Answer(**{**one, "task": SuiteTask(one["task"])}) for one in row["answers"]]
