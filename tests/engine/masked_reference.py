@@ -53,18 +53,19 @@ def drops_of(trace: Path, rid: str) -> dict[int, Drop]:
 
 
 class MaskedReference:
-    """The model in transformers: float32, eager attention, one forward over a whole conversation.
+    """The model in transformers: eager attention, one forward over a whole conversation.
 
     Args:
         model: Folder of the checkpoint.
+        dtype: Of weights and activations.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, dtype: torch.dtype = torch.float32) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self._processor = AutoProcessor.from_pretrained(model)
         self._model: Any = AutoModelForImageTextToText.from_pretrained(
-            model, dtype=torch.float32, attn_implementation="eager"
+            model, dtype=dtype, attn_implementation="eager"
         ).eval()
 
     def prompt_ids(self, chat: Chat) -> list[int]:
