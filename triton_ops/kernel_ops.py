@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from star_kv_sglang.triton_ops.compact.op import compact
+from star_kv_sglang.triton_ops.count_above.op import count_above
 from star_kv_sglang.triton_ops.frame_means.op import frame_means
 from star_kv_sglang.triton_ops.frame_norms.op import frame_norms
 from star_kv_sglang.triton_ops.frame_stability.op import frame_stability
@@ -19,6 +20,7 @@ class TritonOps:
 
     name = "triton"
     compact = staticmethod(compact)
+    count_above = staticmethod(count_above)
     frame_means = staticmethod(frame_means)
     frame_norms = staticmethod(frame_norms)
     frame_stability = staticmethod(frame_stability)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from star_kv_sglang.cache.radix_cache import StarRadixCache
     from star_kv_sglang.triton_ops.dispatch import Ops
 
-MAX_SEGMENTS_PER_STEP = 512
-"""Most segments that one step cuts: each costs the host some ten microseconds."""
+MAX_SEGMENTS_PER_STEP = 256
+"""Most segments that one step cuts: each costs the host ten to twenty microseconds."""
 
 REACH = 1.5
 """Where more segments compete than that, the threshold is the one of a larger excess, as many times larger as there are
@@ -132,7 +132,9 @@ class TreeBudget:
         return self._apply(contest, quotas, holders)
 
     def _quotas(self, contest: Contest, budget: int) -> npt.NDArray[np.int64]:
-        return tree_quotas(contest, self._scores, self._slot_ids, budget=budget, page_size=self._tree.page_size)
+        return tree_quotas(
+            contest, self._scores, self._slot_ids, self._ops, budget=budget, page_size=self._tree.page_size
+        )
 
     def _contest(self, spared: set[int], current: set[int]) -> Contest:
         """All private segments but the spared ones; the current ones with all of their tokens as a floor."""

@@ -8,13 +8,20 @@ token, and a segment keeps as many slots as its layers have tokens above the thr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-KEY_BITS = 16
-LOWEST, HIGHEST = -(2 ** (KEY_BITS - 1)), 2 ** (KEY_BITS - 1) - 1
+if TYPE_CHECKING:
+    from star_kv_sglang.triton_ops.dispatch import Ops
+
+LOWEST = -(2**15)
+"""Of the keys, which are int16."""
+WAYS = 16
+STEPS = (16**3, 16**2, 16, 1)
+"""The search asks for as many thresholds at once as `count_above` takes; four rounds tell all keys apart."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Contest:
 
 
 def tree_quotas(
-    contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, *, budget: int, page_size: int
+    contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, ops: Ops, *, budget: int, page_size: int
 ) -> npt.NDArray[np.int64]:
     """Tokens that each segment keeps, so that all together keep at most ``budget``, as far as the floors allow.
 
@@ -55,6 +62,7 @@ def tree_quotas(
         contest: The segments.
         scores: float16 [U, num_slots].
         slot_ids: int32 [num_slots], the ledger's number of each slot's segment.
+        ops: Kernels or references.
         budget: Tokens.
         page_size: Quotas are multiples of it, or all of a segment.
 
@@ -63,14 +71,16 @@ def tree_quotas(
     """
     if budget <= contest.least or not contest.idents.size:
         return _with_branch_floors(contest, contest.floors, page_size)
-    race = _Race.prepare(contest, scores, slot_ids, page_size)
-    low, high = (torch.tensor(bound, device=scores.device) for bound in (LOWEST, HIGHEST))
-    for _ in range(KEY_BITS):
-        middle = (low + high) // 2
-        fits = race.total(race.quotas(middle)) <= budget
-        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
-    both = torch.stack([race.quotas(high), race.quotas(low)]).cpu().numpy()
-    won, next_best = _with_branch_floors(contest, both[0], page_size), both[1]
+    race = _Race.prepare(contest, scores, slot_ids, page_size, ops)
+    # The highest key known to keep too much; all keys lie above it and at most 16 steps away from what fits.
+    low = torch.tensor([LOWEST], dtype=torch.int32, device=scores.device)
+    ways = torch.arange(1, WAYS + 1, dtype=torch.int32, device=scores.device)
+    for step in STEPS:
+        too_many = race.totals(race.quotas(low + step * ways)) > budget
+        low = low + step * too_many.sum(dtype=torch.int32)
+    both = race.quotas(torch.cat([low, low + 1])).cpu().numpy()
+    next_best, chosen = both[0], both[1]
+    won = _with_branch_floors(contest, chosen, page_size)
     # Tokens of equal score stand at the threshold: the rest of the budget goes to them, segment by segment.
     spare = max(0, budget - int(won.sum()))
     more = np.maximum(next_best - won, 0)
@@ -100,21 +110,24 @@ class _Race:
 
     Attributes:
         keys: int16 [U, n], scores as integers of the same order, segment after segment.
-        ends: int64 [S], packed end of each segment.
-        num_live, floors, branches, branch_floors: As in the contest.
+        indptr: int32 [S+1], packed bounds of the segments.
+        num_live, floors, branch_floors: int32, as in the contest.
+        branches: int64 [S], likewise.
         page_size: Of the pool.
+        ops: Kernels or references.
     """
 
     keys: torch.Tensor
-    ends: torch.Tensor
+    indptr: torch.Tensor
     num_live: torch.Tensor
     floors: torch.Tensor
     branches: torch.Tensor
     branch_floors: torch.Tensor
     page_size: int
+    ops: Ops
 
     @classmethod
-    def prepare(cls, contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, page_size: int) -> _Race:
+    def prepare(cls, contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, page_size: int, ops: Ops) -> _Race:
         device = scores.device
 
         def upload(values: npt.NDArray[np.generic]) -> torch.Tensor:
@@ -136,23 +149,24 @@ class _Race:
         keys = torch.where(bits < 0, LOWEST - 1 - bits, bits)  # sign and magnitude to an order of integers
         return cls(
             keys,
-            upload(np.cumsum(contest.num_live)),
-            upload(contest.num_live),
-            upload(contest.floors),
+            upload(np.concatenate([[0], np.cumsum(contest.num_live)]).astype(np.int32)),
+            upload(contest.num_live.astype(np.int32)),
+            upload(contest.floors.astype(np.int32)),
             upload(contest.branches),
-            upload(contest.branch_floors),
+            upload(contest.branch_floors.astype(np.int32)),
             page_size,
+            ops,
         )
 
-    def quotas(self, threshold: torch.Tensor) -> torch.Tensor:
-        """Tokens that each segment keeps, int64 [S], when all above a key stay."""
-        above = (self.keys > threshold).sum(dim=0)
-        sums = torch.cat([above.new_zeros(1), above.cumsum(0)])[self.ends]
-        counts = sums.diff(prepend=sums.new_zeros(1))
-        slots = (counts + len(self.keys) - 1) // len(self.keys)
-        return torch.minimum(torch.maximum(slots // self.page_size * self.page_size, self.floors), self.num_live)
+    def quotas(self, thresholds: torch.Tensor) -> torch.Tensor:
+        """Tokens that each segment keeps, int32 [T, S], when all above a key stay; thresholds are int32 [T]."""
+        num_units = len(self.keys)
+        slots = (self.ops.count_above(self.keys, self.indptr, thresholds) + (num_units - 1)) // num_units
+        if self.page_size > 1:
+            slots = slots // self.page_size * self.page_size
+        return torch.minimum(torch.maximum(slots, self.floors), self.num_live)
 
-    def total(self, quotas: torch.Tensor) -> torch.Tensor:
-        """Tokens that all segments keep together, the floors of the branches included."""
-        held = torch.zeros_like(self.branch_floors).index_add_(0, self.branches, quotas)
-        return torch.maximum(held, self.branch_floors).sum()
+    def totals(self, quotas: torch.Tensor) -> torch.Tensor:
+        """Tokens that all segments keep together, int64 [T], the floors of the branches included."""
+        held = quotas.new_zeros(len(quotas), len(self.branch_floors)).index_add_(1, self.branches, quotas)
+        return torch.maximum(held, self.branch_floors).sum(dim=1)

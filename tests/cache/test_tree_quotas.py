@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from star_kv_sglang.engine.tree_quotas import Contest, tree_quotas
+from star_kv_sglang.engine import tree_quotas as module
+from star_kv_sglang.engine.tree_quotas import Contest
+from star_kv_sglang.triton_ops.reference_ops import ReferenceOps
+
+
+def tree_quotas(
+    contest: Contest, scores: torch.Tensor, slots: torch.Tensor, *, budget: int, page_size: int
+) -> npt.NDArray[np.int64]:
+    return module.tree_quotas(contest, scores, slots, ReferenceOps, budget=budget, page_size=page_size)
 
 
 def contest_of(

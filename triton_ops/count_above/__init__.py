@@ -1,0 +1,1 @@
+"""How many scores of each segment lie above thresholds."""
