@@ -62,7 +62,7 @@ Score = Callable[[FrameView], torch.Tensor]
 
 def random(view: FrameView) -> torch.Tensor:
     """Uniform."""
-    return torch.rand(view.hidden.shape[:2], generator=view.generator)
+    return torch.rand(view.hidden.shape[:2], generator=view.generator).to(view.hidden.device)
 
 
 def window(view: FrameView) -> torch.Tensor:

@@ -95,7 +95,7 @@ class PrunedHistory:
                     view,
                     self._generator,
                 )
-                kept = torch.zeros(len(query), end - start, dtype=torch.bool)
+                kept = torch.zeros(len(query), end - start, dtype=torch.bool, device=query.device)
                 kept.scatter_(1, self._score(view).topk(self._keep, dim=1).indices, True)
                 sees[:, prompt_end:, start:end] &= kept[:, None]
         heads = query.shape[1] // key.shape[1]
@@ -123,9 +123,10 @@ def main() -> None:
     parser.add_argument("--recalls", type=int, default=10, help="questions a trajectory")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.2, 0.1, 0.05])
     parser.add_argument("--scores", nargs="+", default=list(SCORES), choices=list(SCORES))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="append a JSON line with every answer here")
     args = parser.parse_args()
-    recall = RecallModel(args.model)
+    recall = RecallModel(args.model, args.device)
     cases = recall_cases(args.seed, args.count, num_recalls=args.recalls, world=WORLDS[args.world])
     batches = [recall.pack(cases[i : i + BATCH]) for i in range(0, len(cases), BATCH)]
     history = PrunedHistory(recall)

@@ -126,12 +126,12 @@ class Packed:
 
 
 class RecallModel:
-    """A model in float32 on the CPU, the shipped one unless told otherwise, and how its prompts are built."""
+    """A model in float32, the shipped one on the CPU unless told otherwise, and how its prompts are built."""
 
-    def __init__(self, path: Path = MODEL) -> None:
+    def __init__(self, path: Path = MODEL, device: str = "cpu") -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self._images: Any = Qwen2VLImageProcessor.from_pretrained(path)
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval().to(device)
 
     @property
     def text(self) -> Any:
@@ -142,12 +142,13 @@ class RecallModel:
     def pack(self, cases: Sequence[RecallCase]) -> Packed:
         """Run the vision tower and lay the prompts out; every case must have equally many screens and recalls."""
         pictures = [picture for case in cases for picture in case.pictures()]
-        visual = self._images(images=pictures, return_tensors="pt")
+        visual = self._images(images=pictures, return_tensors="pt").to(self.model.device)
         num_visual = int(visual["image_grid_thw"][0].prod()) // self._images.merge_size**2
         trunks = [self._trunk(case, num_visual) for case in cases]
         branches = [[self._branch(question) for question in case.recalls] for case in cases]
         ids = torch.tensor(
-            [trunk + [i for branch in parts for i in branch] for trunk, parts in zip(trunks, branches, strict=True)]
+            [trunk + [i for branch in parts for i in branch] for trunk, parts in zip(trunks, branches, strict=True)],
+            device=self.model.device,
         )
         trunk_len, branch_len = len(trunks[0]), len(branches[0][0])
         positions = self._positions(ids, trunk_len, branch_len, visual["image_grid_thw"])
@@ -162,7 +163,7 @@ class RecallModel:
             features.deepstack_features,
             positions,
             is_visual,
-            _visible(trunk_len, branch_len, ids.shape[1]),
+            _visible(trunk_len, branch_len, ids.shape[1]).to(self.model.device),
             tuple((start, start + num_visual) for start in starts),
             self._prompt_ends(trunks[0]),
             tuple(trunk_len + branch_len * (i + 1) - 2 for i in range(len(branches[0]))),
@@ -213,7 +214,7 @@ class RecallModel:
         trunk = ids[:, :trunk_len]
         types = (trunk == self.model.config.image_token_id).int()
         positions, _ = self.model.model.get_rope_index(trunk, mm_token_type_ids=types, image_grid_thw=grids)
-        following = positions.amax(dim=(0, 2))[:, None] + 1 + torch.arange(branch_len)
+        following = positions.amax(dim=(0, 2))[:, None] + 1 + torch.arange(branch_len, device=ids.device)
         num_branches = (ids.shape[1] - trunk_len) // branch_len
         return torch.cat([positions, following.repeat(1, num_branches).expand(3, -1, -1)], dim=2)
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImag
 from star_kv_sglang.rollout.scoring import is_correct
 from tinygui.accuracy import MODEL
 from tinygui.language import Question, possible_questions, step_name
-from tinygui.training.batch import CLICK, KINDS, READ, READ_BACK, RECALL, Batch, Mix, Sampler
+from tinygui.training.batch import CLICK, KINDS, READ, READ_BACK, RECALL, Batch, Mix, Sampler, View
 from tinygui.training.curriculum import SINGLE, STAGES, Stage
 from tinygui.training.evaluate import Tally, is_right
 from tinygui.training.forward import interpolate
@@ -21,6 +21,7 @@ from tinygui.training.pool import Pool, Trajectories, by_token, draw, held_out, 
 from tinygui.training.sizes import GRID, Sizes
 from tinygui.training.step import AdamW, Model, Trainer, bias_of
 from tinygui.training.weights import Weights, save, whitening
+from tinygui.world import Background, Screen, Widget
 from tinygui.worlds import PAGES, PANELS, WORLDS
 
 CPU = torch.device("cpu")
@@ -126,25 +127,31 @@ def test_a_branch_is_computed_as_if_it_were_the_trunk(trajectories: Trajectories
 
 
 @pytest.mark.parametrize(
-    "spec",
-    [LayoutSpec(1, 1, (9,)), LayoutSpec(1, 1, (3,), (), (3, 4)), LayoutSpec(1, 1, (7,), (), (5, 8)),
-     LayoutSpec(4, 1, (2, 3, 4, 7), (0, 1, 0, 1)), LayoutSpec(6, 2, (1,) * 6, (1,) * 6)],
-    ids=["single", "crop", "part", "four", "six"],
-)  # fmt: skip
-def test_every_question_is_true(trajectories: Trajectories, spec: LayoutSpec) -> None:
-    """Against the language's own questions about the same screens."""
+    ("spec", "view"),
+    [
+        (LayoutSpec(1, 1, (9,)), View()),
+        (LayoutSpec(1, 1, (1,), (), (2, 2)), View(30, 0.0)),
+        (LayoutSpec(1, 1, (1,), (), (2, 2)), View(30, 1.0)),
+        (LayoutSpec(1, 1, (3,), (), (3, 4)), View()),
+        (LayoutSpec(1, 1, (7,), (), (5, 8)), View()),
+        (LayoutSpec(4, 1, (2, 3, 4, 7), (0, 1, 0, 1)), View()),
+        (LayoutSpec(6, 2, (1,) * 6, (1,) * 6), View()),
+    ],
+    ids=["single", "letter", "letter-anywhere", "widget", "part", "four", "six"],
+)
+def test_every_question_is_true(trajectories: Trajectories, spec: LayoutSpec, view: View) -> None:
+    """Against the language's own questions about the same screens, put where the window is shown."""
     layout = Layout(spec, CPU)
     sampler = Sampler(trajectories, 11)
     names = tokens_to_words()
     screens = [world.screens(stream("validation", name, 0), 6) for name, world in WORLDS.items()]
     for _ in range(4):
-        rows = torch.arange(2)
-        batch = sampler.draw(layout, 2, Mix() if spec.screens > 1 else SINGLE, rows)
+        batch = sampler.draw(layout, 2, Mix() if spec.screens > 1 else SINGLE, torch.arange(2), view)
         for row in range(2):
             steps = [int(names[t].removeprefix("step")) for t in batch.tokens[row, layout.steps].tolist()]
             assert steps == list(range(steps[0], steps[0] + spec.screens)) and steps[-1] <= 12
-            known = _first_screen(batch, row, screens[row], trajectories)
-            shown = screens[row][known : known + spec.screens]
+            known = _first_screen(batch, row, trajectories)
+            shown = [_shifted(s, batch, row) for s in screens[row][known : known + spec.screens]]
             for unit, turn in enumerate(layout.unit_turns.tolist()):
                 words = [names[t] for t in batch.tokens[row, layout.words[unit]].tolist()]
                 question, answer = " ".join(words[:4]), " ".join(words[4:])
@@ -157,13 +164,30 @@ def test_every_question_is_true(trajectories: Trajectories, spec: LayoutSpec) ->
                 if kind in (CLICK, RECALL):
                     assert tuple(batch.boxes[row, unit].tolist()) in {q.box for q in match}
                 if spec.window != GRID:
-                    _assert_in_view(batch, row, unit, spec.window)
+                    _assert_in_view(batch, row, unit, spec.window, view.held)
 
 
-def _first_screen(batch: Batch, row: int, screens: list[Any], trajectories: Trajectories) -> int:
+def _shifted(screen: Any, batch: Batch, row: int) -> Screen:
+    """The screen with its widgets where the first screen's window shows them."""
+    down, right = batch.shift[row, 0].tolist()
+    widgets = tuple(
+        Widget((w.box[0] + right, w.box[1] + down, *w.box[2:]), w.colour, w.letter, "filled", 22)
+        for w in screen.widgets
+    )
+    return Screen(screen.width, screen.height, Background((0, 0, 0), ()), widgets)
+
+
+def _first_screen(batch: Batch, row: int, trajectories: Trajectories) -> int:
     """Which screen of the trajectory the sequence starts with, by its pixels."""
-    shown = batch.shown[row, 0]
-    found = [i for i in range(len(screens)) if torch.equal(batch.patches[row, 0], trajectories.patches[row, i, shown])]
+    first = int(batch.shown[row, 0, 0])
+    down, right = batch.shift[row, 0].tolist()
+    top, left = 32 * (first // 14) - down, 32 * (first % 14) - right
+    height, width = (
+        32 * len(set((batch.shown[row, 0] // 14).tolist())),
+        32 * len(set((batch.shown[row, 0] % 14).tolist())),
+    )
+    cut = trajectories.pixels[row, :, top : top + height, left : left + width]
+    found = [i for i, pixels in enumerate(cut) if torch.equal(batch.patches[row, 0], by_token(pixels))]
     return found[0]
 
 
@@ -175,12 +199,36 @@ def _candidates(shown: list[Any], turn: int, first_step: int, kind: int, back: i
     return [q for q in possible_questions(shown, turn, first_step, KINDS[kind]) if q.back == back]
 
 
-def _assert_in_view(batch: Batch, row: int, unit: int, window: tuple[int, int]) -> None:
+def _assert_in_view(batch: Batch, row: int, unit: int, window: tuple[int, int], held: int | None) -> None:
+    """The whole widget, or its middle where only that has to be."""
     x, y, width, height = batch.boxes[row, unit].tolist()
+    if held is not None:
+        x, y, width, height = x + width // 2 - held // 2, y + height // 2 - held // 2, held, held
     shown = set(batch.shown[row, 0].tolist())
     assert len(shown) == window[0] * window[1]
     for corner in ((x, y), (x + width - 1, y + height - 1)):
         assert corner[1] // 32 * 14 + corner[0] // 32 in shown
+
+
+def test_letters_in_the_middle_stand_in_the_middle(trajectories: Trajectories) -> None:
+    layout = Layout(LayoutSpec(1, 1, (), (), (2, 2)), CPU)
+    batch = Sampler(trajectories, 4).draw(layout, 64, Mix(0, 1, 0, 0, first=0.0), None, View(30, 0.0))
+    left, top, width, height = batch.boxes[:, 0].unbind(-1)
+    first = batch.shown[:, 0, 0]
+    away = torch.stack([left + width // 2 - 32 * (first % 14) - 32, top + height // 2 - 32 * (first // 14) - 32])
+    assert (away == 0).all(0).float().mean() > 0.6, "only the screen's edges move it away"
+    assert away.abs().max() <= 17
+    assert (batch.weights == torch.tensor([0.0, 1.0, 0.0])).all()
+
+
+def test_each_world_has_its_share(trajectories: Trajectories) -> None:
+    parts = trajectories.part(0, 1), trajectories.part(1, 2)
+    for part in parts:
+        part.num_filled = 1
+    sampler = Sampler(trajectories, 6, parts=parts)
+    layout = Layout(LayoutSpec(1, 1, (), (), (2, 2)), CPU)
+    counts = [int(sampler.draw(layout, 400, SINGLE, None, View(pages=share)).rows.sum()) for share in (0.0, 0.5, 1.0)]
+    assert counts[0] == 0 and 150 < counts[1] < 250 and counts[2] == 400
 
 
 def test_recalls_ask_rather_for_what_has_moved(trajectories: Trajectories) -> None:
@@ -225,9 +273,9 @@ def test_right_and_wrong_answers_by_hand() -> None:
         ]
     )
     kinds = torch.tensor([[CLICK, RECALL, CLICK, CLICK, CLICK, READ, READ]])
-    zeros = torch.zeros(1, 7, dtype=torch.int64)
+    zeros, weights = torch.zeros(1, 7, dtype=torch.int64), torch.ones(1, 7, 3)
     boxes = torch.tensor([[[24, 24, 40, 28]] * 7])
-    batch = Batch(zeros, zeros, zeros, zeros, targets, kinds, zeros, boxes)
+    batch = Batch(zeros, zeros, zeros, zeros, targets, weights, kinds, zeros, boxes, zeros[0], zeros)
     assert is_right(batch, predicted)[0].tolist() == [True, True, False, False, False, True, False]
     tally = Tally()
     tally.add(batch, predicted)
@@ -239,7 +287,7 @@ def test_streams_of_training_validation_and_tests_never_meet() -> None:
     assert len(texts) == 4
     first = held_out("panels", 1, CPU)
     pixels, _ = draw("training", "panels", 0)
-    assert not torch.equal(first.patches[0], by_token(torch.from_numpy(pixels)))
+    assert not torch.equal(first.pixels[0], torch.from_numpy(pixels))
 
 
 def test_interpolations_differ_and_are_weights() -> None:
@@ -254,12 +302,12 @@ def test_workers_draw_what_their_seeds_say() -> None:
     pool = Pool(["panels", "pages"], 1, 100)
     try:
         made = Trajectories.empty(2, CPU)
-        pool.fill(made, 60)
+        pool.fill(made, 2, 60)
     finally:
         pool.close()
     for index, (world, seed) in enumerate((("panels", 100), ("pages", 101))):
         pixels, widgets = draw("training", world, seed)
-        assert torch.equal(made.patches[index], by_token(torch.from_numpy(pixels)))
+        assert torch.equal(made.pixels[index], torch.from_numpy(pixels))
         assert torch.equal(made.widgets[index], torch.from_numpy(widgets).long())
 
 
@@ -327,7 +375,7 @@ def test_what_is_saved_loads_and_generates(tmp_path: Path) -> None:
 
 
 def test_whitening_gives_components_of_one_size(trajectories: Trajectories) -> None:
-    patches = trajectories.patches[:, :2].reshape(-1, 768)
+    patches = by_token(trajectories.pixels[:, :2]).reshape(-1, 768)
     kernel, bias = whitening(patches, 64)
     parts = (patches.float() / 127.5 - 1) @ kernel.T + bias
     covariance = torch.cov(parts.T)
@@ -338,6 +386,15 @@ def test_whitening_gives_components_of_one_size(trajectories: Trajectories) -> N
     weights.whiten(patches)
     leaf = weights.leaves["model.visual.patch_embed.proj.weight"]
     assert torch.equal(leaf.detach().sum(2).flatten(1), kernel)
+
+
+def test_heads_of_the_language_model_start_as_copies() -> None:
+    state = Weights(Sizes(), 0, torch.float32, CPU).state()
+    at = "model.language_model.layers.3.self_attn."
+    value = state[f"{at}v_proj.weight"].view(4, 1, 64, 256).expand(-1, 2, -1, -1).reshape(512, 256)
+    x = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
+    copied = x @ value.T @ state[f"{at}o_proj.weight"].T
+    assert torch.cosine_similarity(copied, x).min() > 0.6
 
 
 def test_the_shipped_size_is_within_18_megabytes() -> None:

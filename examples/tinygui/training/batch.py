@@ -6,25 +6,27 @@ step2``, what stood somewhere on an earlier screen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from star_kv_sglang.rollout.scoring import CELL
 from tinygui.language import LAST_STEP, LONGEST_RECALL
 from tinygui.training.layout import WORD, Layout
-from tinygui.training.pool import FIELDS, MOST_WIDGETS, NUM_SCREENS, Trajectories
-from tinygui.training.sizes import GRID, MERGE, NUM_VISUAL, PATCH
+from tinygui.training.pool import FIELDS, MOST_WIDGETS, NUM_SCREENS, TOKEN, Trajectories, by_token
+from tinygui.training.sizes import GRID, NUM_VISUAL
 
 CLICK, READ, RECALL, READ_BACK = range(4)
 KINDS = ("click", "read", "recall", "read back")
 
-_TOKEN = MERGE * PATCH
 _COLOUR, _LETTER, _X, _Y, _LEFT, _TOP, _WIDTH, _HEIGHT = range(len(FIELDS))
 _KIND_WORDS = tuple(WORD[word] for word in ("click", "read", "recall", "read"))
 _STARTS = {name: WORD[word] for name, word in (("colour", "red"), ("letter", "A"), ("x", "x0"), ("y", "y0"))}
 _TRIES = 3
 _MOVED = 0.75
 _LONGEST_GAP = 40
+_END_WEIGHT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,12 @@ class Batch:
         tokens: int64 [B, L].
         positions: int64 [B, 3, L].
         targets: int64 [B, U, 3], answers and their ends.
+        weights: float32 [B, U, 3], of the targets in the loss.
         kinds: int64 [B, U], index into `KINDS`.
         back: int64 [B, U], screens back.
-        boxes: int64 [B, U, 4], of the widgets asked for, in pixels.
+        boxes: int64 [B, U, 4], of the widgets asked for, in pixels of the screen as it is shown.
+        rows: int64 [B], trajectories.
+        shift: int64 [B, S, 2], how many pixels further down and right what is shown stands than it was drawn.
     """
 
     patches: torch.Tensor
@@ -47,61 +52,127 @@ class Batch:
     tokens: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor
     kinds: torch.Tensor
     back: torch.Tensor
     boxes: torch.Tensor
+    rows: torch.Tensor
+    shift: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What is asked: probabilities of `KINDS` where there is an earlier screen; without one the first two share."""
+    """What is asked: probabilities of `KINDS` where there is an earlier screen; without one the first two share.
+
+    ``first`` is the weight of an answer's first word, a colour or a column, against its second, a letter or a row.
+    """
 
     click: float = 0.2
     read: float = 0.15
     recall: float = 0.45
     read_back: float = 0.2
+    first: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How windows are laid around a widget, and which world they are of.
+
+    Attributes:
+        held: side in pixels of the square in the widget's middle that a window holds; None: the whole widget.
+        reach: how far from the window's middle the widget may be, as a share of what the window's size allows.
+        pages: share of trajectories of the second world.
+    """
+
+    held: int | None = None
+    reach: float = 1.0
+    pages: float = 0.5
+
+
+WIDGETS = View()
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What is shown of screens.
+
+    Attributes:
+        shown: int64 [B, S, V], visual tokens.
+        askable: bool [B, S, 12], widgets in view.
+        origin: int64 [B, S, 2], first row and column of pixels.
+        shift: int64 [B, S, 2], pixels from there to where it is shown.
+    """
+
+    shown: torch.Tensor
+    askable: torch.Tensor
+    origin: torch.Tensor
+    shift: torch.Tensor
 
 
 class Sampler:
     """Draws batches.
 
+    A window is cut out at any pixel and shown in any place of the screen's grid of tokens.
+
     Args:
         trajectories: Where screens come from.
         seed: Of the random numbers.
         gaps: Whether positions of later turns are moved on at random, as by questions in between.
+        parts: The trajectories of each world, in order, where there are two.
     """
 
-    def __init__(self, trajectories: Trajectories, seed: int, *, gaps: bool = True) -> None:
+    def __init__(
+        self, trajectories: Trajectories, seed: int, *, gaps: bool = True, parts: Sequence[Trajectories] = ()
+    ) -> None:
         self._from = trajectories
-        self._device = trajectories.patches.device
+        self._parts = parts or (trajectories,)
+        self._device = trajectories.pixels.device
         self._random = torch.Generator(self._device).manual_seed(seed)
         self._gaps = gaps
         # Copies to the device wait for it: everything that steps need is there beforehand.
         self._kind_words = torch.tensor(_KIND_WORDS, device=self._device)
         self._chances: dict[Mix, tuple[torch.Tensor, ...]] = {}
+        self._weights: dict[float, torch.Tensor] = {}
 
-    def draw(self, layout: Layout, count: int, mix: Mix, rows: torch.Tensor | None = None) -> Batch:
+    def draw(
+        self, layout: Layout, count: int, mix: Mix, rows: torch.Tensor | None = None, view: View = WIDGETS
+    ) -> Batch:
         """``count`` sequences; of the trajectories ``rows`` int64 [count] where given."""
         spec = layout.spec
         if rows is None:
-            rows = self._integers(len(self._from.widgets), (count,))
+            rows = self._rows(count, view.pages)
         first = self._integers(NUM_SCREENS - spec.screens + 1, (count, 1))
         screens = first + torch.arange(spec.screens, device=self._device)
         widgets = self._from.widgets[rows[:, None], screens]
-        shown, askable = self._shown(layout, widgets)
-        patches = self._from.patches[rows[:, None, None], screens[..., None], shown]
+        window = self._window(layout, widgets, view)
+        patches = by_token(self._pixels(rows, screens, window, spec.window))
+        widgets = _shifted(widgets, window.shift)
         step = self._integers(LAST_STEP - spec.screens + 1, (count, 1))
         kinds, back = self._kinds(layout, count, mix)
-        chosen = self._widgets(layout, widgets, askable, kinds, back)
+        chosen = self._widgets(layout, widgets, window.askable, kinds, back)
         tokens = layout.tokens.expand(count, -1).clone()
         steps = WORD["step1"] + step + torch.arange(spec.screens, device=self._device)
         tokens[:, layout.steps] = steps
         words = self._words(layout, chosen, kinds, back, steps)
+        if mix.first not in self._weights:
+            self._weights[mix.first] = torch.tensor([mix.first, 1.0, _END_WEIGHT * mix.first], device=self._device)
         tokens[:, layout.words] = words
         end = torch.full_like(words[..., :1], WORD["<|im_end|>"])
         targets = torch.cat([words[..., 4:], end], dim=2)
-        positions = self._positions(layout, shown)
-        return Batch(patches, shown, tokens, positions, targets, kinds, back, chosen[..., _LEFT:])
+        positions = self._positions(layout, window.shown)
+        return Batch(
+            patches,
+            window.shown,
+            tokens,
+            positions,
+            targets,
+            self._weights[mix.first].expand(targets.shape),
+            kinds,
+            back,
+            chosen[..., _LEFT:],
+            rows,
+            window.shift,
+        )
 
     def _integers(self, below: int, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randint(below, shape, generator=self._random, device=self._device)
@@ -109,29 +180,54 @@ class Sampler:
     def _uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.rand(shape, generator=self._random, device=self._device)
 
-    def _shown(self, layout: Layout, widgets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Visual tokens [B, S, V] in view, and which widgets [B, S, 12] stand wholly in it."""
-        exists = widgets[..., _COLOUR] >= 0
-        height, width = layout.spec.window
-        if (height, width) == GRID:
-            every = torch.arange(NUM_VISUAL, device=self._device)
-            return every.expand(*widgets.shape[:2], -1), exists
-        # The window is put around one widget, anywhere that holds it.
-        centre = self._uniform(exists.shape).masked_fill(~exists, -1).argmax(-1, keepdim=True)
-        box = widgets.gather(2, centre[..., None].expand(-1, -1, -1, len(FIELDS)))[:, :, 0]
-        top = self._window(box[..., _TOP], box[..., _HEIGHT], height, GRID[0])
-        left = self._window(box[..., _LEFT], box[..., _WIDTH], width, GRID[1])
-        rows = top[..., None] + torch.arange(height, device=self._device)
-        columns = left[..., None] + torch.arange(width, device=self._device)
-        shown = (rows[..., :, None] * GRID[1] + columns[..., None, :]).flatten(2)
-        inside = exists & _within(widgets[..., _TOP], widgets[..., _HEIGHT], top, height)
-        return shown, inside & _within(widgets[..., _LEFT], widgets[..., _WIDTH], left, width)
+    def _rows(self, count: int, pages: float) -> torch.Tensor:
+        """Trajectories int64 [count], a share of them of pages where there are parts for both worlds."""
+        if len(self._parts) == 1:
+            return self._integers(self._parts[0].num_filled, (count,))
+        panels = self._integers(self._parts[0].num_filled, (count,))
+        if pages == 0:
+            return panels
+        others = len(self._parts[0].widgets) + self._integers(self._parts[1].num_filled, (count,))
+        return torch.where(self._uniform((count,)) < pages, others, panels)
 
-    def _window(self, start: torch.Tensor, length: torch.Tensor, window: int, most: int) -> torch.Tensor:
-        """First row or column of a window that holds [start, start + length)."""
-        first, last = start // _TOKEN, (start + length - 1) // _TOKEN
-        low, high = (last - window + 1).clamp(min=0), first.clamp(max=most - window)
-        return low + (self._uniform(tuple(low.shape)) * (high - low + 1)).long().clamp(max=(high - low))
+    def _window(self, layout: Layout, widgets: torch.Tensor, view: View) -> _Window:
+        """What is shown of each screen: all of it, or a window around one of its widgets."""
+        exists = widgets[..., _COLOUR] >= 0
+        shape = tuple(exists.shape[:2])
+        if layout.spec.window == GRID:
+            every = torch.arange(NUM_VISUAL, device=self._device)
+            origin = torch.zeros((*shape, 2), dtype=torch.int64, device=self._device)
+            return _Window(every.expand(*shape, -1), exists, origin, origin)
+        order = self._uniform(tuple(exists.shape)).masked_fill(~exists, -1).argmax(-1, keepdim=True)
+        box = widgets.gather(2, order[..., None].expand(-1, -1, -1, len(FIELDS)))[:, :, 0]
+        origins, places, inside = [], [], exists
+        for axis, (start, length) in enumerate(((_TOP, _HEIGHT), (_LEFT, _WIDTH))):
+            side, whole = layout.spec.window[axis] * TOKEN, GRID[axis] * TOKEN
+            held = box[..., length] if view.held is None else torch.full_like(box[..., length], view.held)
+            play = view.reach * (side - held).clamp(min=0) * (self._uniform(shape) - 0.5)
+            first = (box[..., start] + box[..., length] // 2 - side // 2 + play.long()).clamp(0, whole - side)
+            origins.append(first)
+            places.append(self._integers(GRID[axis] - layout.spec.window[axis] + 1, shape))
+            begin, end = widgets[..., start], widgets[..., start] + widgets[..., length]
+            inside = inside & (begin >= first[..., None]) & (end <= first[..., None] + side)
+        around = torch.arange(MOST_WIDGETS, device=self._device) == order
+        origin, place = torch.stack(origins, -1), torch.stack(places, -1)
+        rows = place[..., :1] + torch.arange(layout.spec.window[0], device=self._device)
+        columns = place[..., 1:] + torch.arange(layout.spec.window[1], device=self._device)
+        shown = (rows[..., :, None] * GRID[1] + columns[..., None, :]).flatten(2)
+        return _Window(shown, inside | around, origin, place * TOKEN - origin)
+
+    def _pixels(
+        self, rows: torch.Tensor, screens: torch.Tensor, window: _Window, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Pixels uint8 [B, S, height, width, 3] of what is shown."""
+        if size == GRID:
+            return self._from.pixels[rows[:, None], screens]
+        down = window.origin[..., :1] + torch.arange(size[0] * TOKEN, device=self._device)
+        right = window.origin[..., 1:] + torch.arange(size[1] * TOKEN, device=self._device)
+        return self._from.pixels[
+            rows[:, None, None, None], screens[..., None, None], down[..., :, None], right[..., None, :]
+        ]
 
     def _kinds(self, layout: Layout, count: int, mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
         """Kinds and screens back, [B, U] each."""
@@ -195,7 +291,10 @@ class Sampler:
         return positions + gaps.cumsum(1)[:, None, layout.turns]
 
 
-def _within(start: torch.Tensor, length: torch.Tensor, first: torch.Tensor, window: int) -> torch.Tensor:
-    """Whether pixels [start, start + length) lie in the window's tokens."""
-    first = first[..., None]
-    return (start >= first * _TOKEN) & (start + length <= (first + window) * _TOKEN)
+def _shifted(widgets: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Widgets [B, S, 12, 8] whose screens' pixels stand ``shift`` [B, S, 2] px further down and right."""
+    moved = widgets.clone()
+    for axis, (start, length, cell) in enumerate(((_TOP, _HEIGHT, _Y), (_LEFT, _WIDTH, _X))):
+        moved[..., start] += shift[..., None, axis]
+        moved[..., cell] = (moved[..., start] + moved[..., length] // 2) // CELL
+    return torch.where(widgets[..., _COLOUR, None] >= 0, moved, widgets)

@@ -1,14 +1,16 @@
-"""From a widget at a time to whole conversations: which layouts a step may have, and when the next stage begins."""
+"""From a letter at a time to whole conversations: which layouts a step may have, and when the next stage begins."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinygui.training.batch import Mix
+from tinygui.training.batch import WIDGETS, Mix, View
 from tinygui.training.evaluate import Tally
 from tinygui.training.layout import LayoutSpec
 from tinygui.training.sizes import GRID
 
+LETTERS = Mix(click=0.0, read=1.0, recall=0.0, read_back=0.0, first=0.0)
+READING = Mix(click=0.0, read=1.0, recall=0.0, read_back=0.0)
 SINGLE = Mix(click=0.5, read=0.5, recall=0.0, read_back=0.0)
 SEVERAL = Mix()
 
@@ -22,12 +24,14 @@ class Stage:
         cycle: Layout, sequences a step and questions of each step, in turn.
         goals: Shares of right answers that end the stage.
         latest: Share of the time after which it ends anyway.
+        view: Where windows are laid, and the share of the second world.
     """
 
     name: str
     cycle: tuple[tuple[LayoutSpec, int, Mix], ...]
     goals: tuple[tuple[str, float], ...]
     latest: float
+    view: View = WIDGETS
 
     def is_over(self, tally: Tally, share: float) -> bool:
         """Whether the goals are met, or the time is over."""
@@ -38,16 +42,25 @@ def _single(questions: int, window: tuple[int, int] = GRID) -> LayoutSpec:
     return LayoutSpec(1, 1, (questions - 1,), (), window)
 
 
-_TWO = LayoutSpec(2, 1, (3, 7), (0, 1))
-_FOUR = LayoutSpec(4, 1, (2, 3, 4, 7), (0, 1, 0, 1))
-_SIX = LayoutSpec(6, 1, (1, 2, 3, 4, 5, 9), (0, 1, 0, 1, 0, 1))
-_THREE_TWICE = LayoutSpec(3, 2, (1, 3, 5), (0, 0, 1))
+_LETTER_PX = 30
+_SQUARE = _single(2, (2, 2))
+_WIDGET = ((_single(2, (3, 4)), 512, SINGLE),)
+_PART = ((_single(12, (5, 8)), 96, SINGLE),)
+_SINGLE = (_single(16), 40, SINGLE)
+_TWO = LayoutSpec(2, 1, (5, 11), (0, 1))
+_FOUR = LayoutSpec(4, 1, (2, 4, 6, 11), (0, 1, 0, 1))
+_SIX = LayoutSpec(6, 1, (1, 3, 4, 5, 6, 13), (0, 1, 0, 1, 0, 1))
+_THREE_TWICE = LayoutSpec(3, 2, (1, 4, 9), (0, 0, 1))
 
 STAGES = (
-    Stage("one widget", ((_single(2, (3, 4)), 512, SINGLE),), (("read", 0.9), ("click", 0.9)), 0.3),
-    Stage("a part of the screen", ((_single(8, (5, 8)), 96, SINGLE),), (("read", 0.9), ("click", 0.9)), 0.38),
-    Stage("one screen", ((_single(10), 40, SINGLE),), (("read", 0.92), ("click", 0.92)), 0.48),
-    Stage("two screens", ((_TWO, 24, SEVERAL), (_single(10), 40, SINGLE)), (("recall", 0.8),), 0.62),
+    Stage("letters alone", ((_SQUARE, 1024, LETTERS),), (("letter", 0.8),), 0.08, View(_LETTER_PX, 0.0, 0.0)),
+    Stage("letters and colours", ((_SQUARE, 1024, READING),), (("read", 0.8),), 0.1, View(_LETTER_PX, 0.3, 0.0)),
+    Stage("letters anywhere", ((_SQUARE, 1024, SINGLE),), (("read", 0.85),), 0.16, View(_LETTER_PX, 1.0, 0.0)),
+    Stage("a widget", _WIDGET, (("read", 0.9), ("click", 0.9)), 0.22, View(pages=0.0)),
+    Stage("a widget of either world", _WIDGET, (("read", 0.85), ("click", 0.9)), 0.3),
+    Stage("a part of the screen", _PART, (("read", 0.85), ("click", 0.88)), 0.38),
+    Stage("one screen", (_SINGLE,), (("read", 0.9), ("click", 0.9)), 0.5),
+    Stage("two screens", ((_TWO, 22, SEVERAL), _SINGLE), (("recall", 0.8),), 0.64),
     Stage(
         "conversations",
         (
@@ -56,7 +69,7 @@ STAGES = (
             (_SIX, 10, SEVERAL),
             (_THREE_TWICE, 16, SEVERAL),
             (_SIX, 10, SEVERAL),
-            (_single(10), 40, SINGLE),
+            _SINGLE,
         ),
         (),
         1.0,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from star_kv_sglang.rollout.scoring import CELL
-from tinygui.training.batch import CLICK, KINDS, RECALL, Batch, Mix, Sampler
+from tinygui.training.batch import CLICK, KINDS, READ, RECALL, Batch, Mix, Sampler
 from tinygui.training.layout import WORD, Layout, LayoutSpec
 from tinygui.training.pool import NUM_SCREENS, Trajectories
 from tinygui.training.step import Model, bias_of
@@ -25,10 +25,12 @@ class Tally:
     asked: Counter[str] = field(default_factory=Counter)
 
     def add(self, batch: Batch, predicted: torch.Tensor) -> None:
-        """Count a batch: points inside their boxes, words that are the same."""
+        """Count a batch: points inside their boxes, words that are the same; of read ones, letters alone as well."""
         correct = is_right(batch, predicted)
         for kind, name in enumerate(KINDS):
             self._count(name, correct[batch.kinds == kind])
+        letters = predicted[..., 1] == batch.targets[..., 1]
+        self._count("letter", letters[batch.kinds == READ])
         for back in range(1, NUM_SCREENS):
             self._count(f"recall {back} back", correct[(batch.kinds == RECALL) & (batch.back == back)])
 
@@ -59,10 +61,10 @@ def is_right(batch: Batch, predicted: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: Model, trajectories: Trajectories, spec: LayoutSpec | None = None) -> Tally:
-    """Every trajectory once, six screens with up to four questions each; reference answers stand in the history."""
-    device = trajectories.patches.device
-    layout = Layout(spec or LayoutSpec(NUM_SCREENS, 1, (3,) * NUM_SCREENS), device)
+def evaluate(model: Model, trajectories: Trajectories, spec: LayoutSpec) -> Tally:
+    """Every trajectory once, in the layout of ``spec``; reference answers stand in the history."""
+    device = trajectories.pixels.device
+    layout = Layout(spec, device)
     bias = bias_of(layout, model.dtype)
     sampler = Sampler(trajectories, 0, gaps=False)
     tally = Tally()

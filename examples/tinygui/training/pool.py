@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tinygui.training.sizes import GRID, MERGE, NUM_PATCHES, NUM_VISUAL, PATCH, PIXELS
+from tinygui.training.sizes import GRID, MERGE, NUM_PATCHES, PATCH, PIXELS
 from tinygui.world import COLOURS, LETTERS, Shown
 from tinygui.worlds import WORLDS
 
@@ -28,8 +28,10 @@ MOST_WIDGETS = 12
 FIELDS = ("colour", "letter", "x", "y", "left", "top", "width", "height")
 """Of a widget, as integers: indices, the centre in cells of 8 px, the box in pixels; all -1 where there is none."""
 
-_WIDTH, _HEIGHT = GRID[1] * MERGE * PATCH, GRID[0] * MERGE * PATCH
-_SCREEN_BYTES = _WIDTH * _HEIGHT * 3
+TOKEN = MERGE * PATCH
+"""Pixels along the side of a visual token."""
+WIDTH, HEIGHT = GRID[1] * TOKEN, GRID[0] * TOKEN
+_SCREEN_BYTES = WIDTH * HEIGHT * 3
 _SLOTS_A_WORKER = 6
 
 Bytes = npt.NDArray[np.uint8]
@@ -60,35 +62,43 @@ def widget_rows(screen: Shown) -> Integers:
 
 
 def by_token(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels uint8 [N, 288, 448, 3] as patches of visual tokens [N, 126, 4, 768], channel by channel."""
-    shape = (-1, GRID[0], MERGE, PATCH, GRID[1], MERGE, PATCH, 3)
-    tokens = pixels.view(shape).permute(0, 1, 4, 2, 5, 7, 3, 6)
-    return tokens.reshape(-1, NUM_VISUAL, NUM_PATCHES, PIXELS)
+    """Pixels uint8 [..., h * 32, w * 32, 3] as patches of visual tokens [..., h * w, 4, 768], channel by channel."""
+    *batch, height, width, _ = pixels.shape
+    shape = (-1, height // TOKEN, MERGE, PATCH, width // TOKEN, MERGE, PATCH, 3)
+    tokens = pixels.reshape(shape).permute(0, 1, 4, 2, 5, 7, 3, 6)
+    return tokens.reshape(*batch, -1, NUM_PATCHES, PIXELS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Trajectories:
     """Trajectories on the device.
 
     Attributes:
-        patches: uint8 [N, 6, 126, 4, 768].
+        pixels: uint8 [N, 6, 288, 448, 3].
         widgets: int64 [N, 6, 12, 8].
+        num_filled: How many of the N are there.
     """
 
-    patches: torch.Tensor
+    pixels: torch.Tensor
     widgets: torch.Tensor
+    num_filled: int = 0
 
     @classmethod
     def empty(cls, count: int, device: torch.device) -> Trajectories:
         """Room for ``count``."""
-        patches = torch.empty(count, NUM_SCREENS, NUM_VISUAL, NUM_PATCHES, PIXELS, dtype=torch.uint8, device=device)
+        pixels = torch.empty(count, NUM_SCREENS, HEIGHT, WIDTH, 3, dtype=torch.uint8, device=device)
         shape = (count, NUM_SCREENS, MOST_WIDGETS, len(FIELDS))
-        return cls(patches, torch.full(shape, -1, dtype=torch.int64, device=device))
+        return cls(pixels, torch.full(shape, -1, dtype=torch.int64, device=device))
+
+    def part(self, start: int, stop: int) -> Trajectories:
+        """Some of the rows, in the same memory."""
+        return Trajectories(self.pixels[start:stop], self.widgets[start:stop])
 
     def put(self, index: int, pixels: torch.Tensor, widgets: torch.Tensor) -> None:
         """Replace one; what is handed in may be changed afterwards."""
-        self.patches[index] = by_token(pixels.to(self.patches.device))
-        self.widgets[index] = widgets.to(self.patches.device, torch.int64)
+        self.pixels[index] = pixels.to(self.pixels.device)
+        self.widgets[index] = widgets.to(self.pixels.device, torch.int64)
+        self.num_filled = max(self.num_filled, index + 1)
 
 
 def held_out(world: str, count: int, device: torch.device) -> Trajectories:
@@ -118,7 +128,7 @@ class Pool:
         slots = workers * _SLOTS_A_WORKER
         pixels: Any = RawArray(ctypes.c_uint8, slots * NUM_SCREENS * _SCREEN_BYTES)
         widgets: Any = RawArray(ctypes.c_int16, slots * NUM_SCREENS * MOST_WIDGETS * len(FIELDS))
-        self._pixels = np.frombuffer(pixels, dtype=np.uint8).reshape(slots, NUM_SCREENS, _HEIGHT, _WIDTH, 3)
+        self._pixels = np.frombuffer(pixels, dtype=np.uint8).reshape(slots, NUM_SCREENS, HEIGHT, WIDTH, 3)
         shape = (slots, NUM_SCREENS, MOST_WIDGETS, len(FIELDS))
         self._widgets = np.frombuffer(widgets, dtype=np.int16).reshape(shape)
         self._side: torch.cuda.Stream | None = None
@@ -140,13 +150,13 @@ class Pool:
             self._full.put(slot)
             seed, turn = seed + step, turn + 1
 
-    def fill(self, trajectories: Trajectories, timeout_s: float) -> None:
-        """Wait until there is a trajectory in every place.
+    def fill(self, trajectories: Trajectories, count: int, timeout_s: float) -> None:
+        """Wait until there are ``count`` trajectories.
 
         Raises:
             RuntimeError: No trajectory came within the time.
         """
-        for _ in range(len(trajectories.widgets)):
+        while trajectories.num_filled < count:
             try:
                 self._take(trajectories, self._full.get(timeout=timeout_s))
             except Empty as error:
@@ -163,7 +173,7 @@ class Pool:
 
     def _take(self, trajectories: Trajectories, slot: int) -> None:
         pixels, widgets = torch.from_numpy(self._pixels[slot]), torch.from_numpy(self._widgets[slot])
-        if trajectories.patches.is_cuda:
+        if trajectories.pixels.is_cuda:
             # A copy waits for its stream: on the stream of the training step it would wait for the step.
             side = self._side = self._side or torch.cuda.Stream()
             with torch.cuda.stream(side):

@@ -22,7 +22,6 @@ BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.05
 MAX_NORM = 1.0
 _EPS = 1e-8
-_END_WEIGHT = 0.1
 _WARM_UPS = 3
 
 
@@ -66,10 +65,10 @@ def bias_of(layout: Layout, dtype: torch.dtype) -> torch.Tensor:
     return zero.masked_fill(~layout.sees, -torch.inf)
 
 
-def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the answers' words, and a tenth of that of their ends."""
-    each = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape)
-    loss: torch.Tensor = each[..., :2].mean() + _END_WEIGHT * each[..., 2].mean()
+def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross entropy of the answers' words and ends by their weights, for half a question."""
+    each = F.cross_entropy(logits.flatten(0, 2), batch.targets.flatten(), reduction="none").view(batch.targets.shape)
+    loss: torch.Tensor = (each * batch.weights).sum(-1).mean() / 2
     return loss
 
 
@@ -186,7 +185,7 @@ class Trainer:
     def _run(self, batch: Batch) -> Outcome:
         leaves = list(self._model.weights.leaves.values())
         logits = self._model.logits(self.layout, self._bias, batch, self._interpolation)
-        loss = loss_of(logits, batch.targets)
+        loss = loss_of(logits, batch)
         gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).float()

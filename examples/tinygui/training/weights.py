@@ -29,6 +29,8 @@ _COPIED = (
     "video_preprocessor_config.json",
 )
 _CORRELATION = 0.5
+_TEXT_CORRELATION = 0.25
+_HEAD = 0.1
 _EMBEDDING = 0.5
 _SINUSOID = 0.5
 _FLOOR = 1e-3
@@ -93,9 +95,12 @@ def _decays(name: str, value: torch.Tensor) -> bool:
 def initial(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
     """Start values, float32 on the CPU.
 
+    What a head of the language model writes starts as a copy of what it reads: without it, what a screen shows reaches
+    the answer only through the product of two random matrices, drowned in noise, and letters are not learned at all.
     Queries and keys of a head start correlated, so that tokens look for tokens like themselves, patches for patches
-    near them; the vision tower's positions start as sinusoids of row and column; what writes into a residual stream
-    starts smaller with its depth.
+    near them; in the language model less, as an answer's tokens would else see little but themselves. The vision
+    tower's positions start as sinusoids of row and column; what else writes into a residual stream starts smaller with
+    its depth.
     """
     generator = torch.Generator().manual_seed(seed)
     values = {name: _start(name, shape, sizes, generator) for name, shape in sizes.shapes().items()}
@@ -104,7 +109,10 @@ def initial(sizes: Sizes, seed: int) -> dict[str, torch.Tensor]:
         at = f"model.language_model.layers.{layer}.self_attn."
         query = values[f"{at}q_proj.weight"].view(sizes.kv_heads, group, sizes.head_dim, sizes.hidden)
         key = values[f"{at}k_proj.weight"].view(sizes.kv_heads, 1, sizes.head_dim, sizes.hidden)
-        query.mul_(math.sqrt(1 - _CORRELATION**2)).add_(key, alpha=_CORRELATION)
+        query.mul_(math.sqrt(1 - _TEXT_CORRELATION**2)).add_(key, alpha=_TEXT_CORRELATION)
+        value = values[f"{at}v_proj.weight"].view(sizes.kv_heads, 1, sizes.head_dim, sizes.hidden)
+        copied = value.expand(-1, group, -1, -1).reshape(-1, sizes.hidden)
+        values[f"{at}o_proj.weight"] = copied.T * (sizes.hidden / len(copied))
     for block in range(sizes.vision_depth):
         query, key, _ = values[f"model.visual.blocks.{block}.attn.qkv.weight"].chunk(3)
         query.mul_(math.sqrt(1 - _CORRELATION**2)).add_(key, alpha=_CORRELATION)
@@ -121,9 +129,9 @@ def _start(name: str, shape: tuple[int, ...], sizes: Sizes, generator: torch.Gen
     if "embed_tokens" in name:
         return noise * _EMBEDDING
     if name == "lm_head.weight":
-        return noise * 0.02
+        return noise * _HEAD
     scale = math.prod(shape[1:]) ** -0.5
-    if "o_proj" in name or "down_proj" in name:
+    if "down_proj" in name:
         scale *= (2 * sizes.layers) ** -0.5
     elif "attn.proj" in name or "mlp.linear_fc2" in name:
         scale *= (2 * sizes.vision_depth) ** -0.5
