@@ -44,7 +44,7 @@ def _single(questions: int, window: tuple[int, int] = GRID) -> LayoutSpec:
 
 _LETTER_PX = 30
 _SQUARE = _single(2, (2, 2))
-_WIDGET = ((_single(2, (3, 4)), 512, SINGLE),)
+_WIDGET = ((_single(2, (3, 4)), 384, SINGLE),)
 _PART = ((_single(12, (5, 8)), 96, SINGLE),)
 _SINGLE = (_single(16), 40, SINGLE)
 _TWO = LayoutSpec(2, 1, (5, 11), (0, 1))
@@ -53,9 +53,10 @@ _SIX = LayoutSpec(6, 1, (1, 3, 4, 5, 6, 13), (0, 1, 0, 1, 0, 1))
 _THREE_TWICE = LayoutSpec(3, 2, (1, 4, 9), (0, 0, 1))
 
 STAGES = (
-    Stage("letters alone", ((_SQUARE, 1024, LETTERS),), (("letter", 0.8),), 0.08, View(_LETTER_PX, 0.0, 0.0)),
-    Stage("letters and colours", ((_SQUARE, 1024, READING),), (("read", 0.8),), 0.1, View(_LETTER_PX, 0.3, 0.0)),
-    Stage("letters anywhere", ((_SQUARE, 1024, SINGLE),), (("read", 0.85),), 0.16, View(_LETTER_PX, 1.0, 0.0)),
+    Stage("letters alone", ((_SQUARE, 512, LETTERS),), (("letter", 0.8),), 0.08, View(_LETTER_PX, 0.0, 0.0)),
+    Stage("letters and colours", ((_SQUARE, 512, READING),), (("read", 0.8),), 0.1, View(_LETTER_PX, 0.2, 0.0)),
+    Stage("and places", ((_SQUARE, 512, SINGLE),), (("read", 0.8),), 0.13, View(_LETTER_PX, 0.5, 0.0)),
+    Stage("letters anywhere", ((_SQUARE, 512, SINGLE),), (("read", 0.85),), 0.17, View(_LETTER_PX, 1.0, 0.0)),
     Stage("a widget", _WIDGET, (("read", 0.9), ("click", 0.9)), 0.22, View(pages=0.0)),
     Stage("a widget of either world", _WIDGET, (("read", 0.85), ("click", 0.9)), 0.3),
     Stage("a part of the screen", _PART, (("read", 0.85), ("click", 0.88)), 0.38),
