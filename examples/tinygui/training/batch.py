@@ -80,7 +80,8 @@ class View:
 
     Attributes:
         held: side in pixels of the square in the widget's middle that a window holds; None: the whole widget.
-        reach: how far from the window's middle the widget may be, as a share of what the window's size allows.
+        reach: how far from the window's middle the widget may be, as a share of what the window's size allows; nearer
+            is likelier where ``held`` is given.
         pages: share of trajectories of the second world.
     """
 
@@ -200,11 +201,13 @@ class Sampler:
             return _Window(every.expand(*shape, -1), exists, origin, origin)
         order = self._uniform(tuple(exists.shape)).masked_fill(~exists, -1).argmax(-1, keepdim=True)
         box = widgets.gather(2, order[..., None].expand(-1, -1, -1, len(FIELDS)))[:, :, 0]
+        # What is nearly in the middle is learned first, and what stands a little further away from it.
+        near = self._uniform(shape) if view.held is not None else torch.ones(shape, device=self._device)
         origins, places, inside = [], [], exists
         for axis, (start, length) in enumerate(((_TOP, _HEIGHT), (_LEFT, _WIDTH))):
             side, whole = layout.spec.window[axis] * TOKEN, GRID[axis] * TOKEN
             held = box[..., length] if view.held is None else torch.full_like(box[..., length], view.held)
-            play = view.reach * (side - held).clamp(min=0) * (self._uniform(shape) - 0.5)
+            play = view.reach * near * (side - held).clamp(min=0) * (self._uniform(shape) - 0.5)
             first = (box[..., start] + box[..., length] // 2 - side // 2 + play.long()).clamp(0, whole - side)
             origins.append(first)
             places.append(self._integers(GRID[axis] - layout.spec.window[axis] + 1, shape))

@@ -11,6 +11,7 @@ from tinygui.training.sizes import GRID
 
 LETTERS = Mix(click=0.0, read=1.0, recall=0.0, read_back=0.0, first=0.0)
 READING = Mix(click=0.0, read=1.0, recall=0.0, read_back=0.0)
+PLACES = Mix(click=0.25, read=0.75, recall=0.0, read_back=0.0)
 SINGLE = Mix(click=0.5, read=0.5, recall=0.0, read_back=0.0)
 SEVERAL = Mix()
 
@@ -54,9 +55,9 @@ _THREE_TWICE = LayoutSpec(3, 2, (1, 4, 9), (0, 0, 1))
 
 STAGES = (
     Stage("letters alone", ((_SQUARE, 512, LETTERS),), (("letter", 0.8),), 0.08, View(_LETTER_PX, 0.0, 0.0)),
-    Stage("letters and colours", ((_SQUARE, 512, READING),), (("read", 0.8),), 0.1, View(_LETTER_PX, 0.2, 0.0)),
-    Stage("and places", ((_SQUARE, 512, SINGLE),), (("read", 0.8),), 0.13, View(_LETTER_PX, 0.5, 0.0)),
-    Stage("letters anywhere", ((_SQUARE, 512, SINGLE),), (("read", 0.85),), 0.17, View(_LETTER_PX, 1.0, 0.0)),
+    Stage("letters and colours", ((_SQUARE, 512, READING),), (("read", 0.8),), 0.1, View(_LETTER_PX, 0.3, 0.0)),
+    Stage("and places", ((_SQUARE, 512, PLACES),), (("read", 0.8),), 0.13, View(_LETTER_PX, 0.6, 0.0)),
+    Stage("letters anywhere", ((_SQUARE, 512, PLACES),), (("read", 0.85),), 0.17, View(_LETTER_PX, 1.0, 0.0)),
     Stage("a widget", _WIDGET, (("read", 0.9), ("click", 0.9)), 0.22, View(pages=0.0)),
     Stage("a widget of either world", _WIDGET, (("read", 0.85), ("click", 0.9)), 0.3),
     Stage("a part of the screen", _PART, (("read", 0.85), ("click", 0.88)), 0.38),
