@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ class SegmentLedger:
         num_live: int64 [capacity], live tokens of each segment's core.
         core_len: int64 [capacity], positions of its core.
         shared: bool [capacity], more than one branch can use it.
-        locked: bool [capacity], a request holds it.
         branch: int64 [capacity], the branch that it belongs to.
         last_turn: int64 [capacity], number of the last prompt of its branch.
         turn: Number of the newest prompt.
@@ -44,9 +44,18 @@ class SegmentLedger:
         self._free = list(range(FIRST_SIZE - 1, 0, -1))
         self._num_branches = 0
         self.num_live, self.core_len, self.branch, self.last_turn = (np.zeros(FIRST_SIZE, np.int64) for _ in range(4))
-        self.used, self.shared, self.locked = (np.zeros(FIRST_SIZE, np.bool_) for _ in range(3))
+        self.used, self.shared = (np.zeros(FIRST_SIZE, np.bool_) for _ in range(2))
+        self._locks = bytearray(FIRST_SIZE)
         if self.slot_ids is not None:
             self.slot_ids.zero_()
+
+    @property
+    def locked(self) -> npt.NDArray[np.bool_]:
+        """bool [capacity], a request holds it; a view.
+
+        Bytes beneath, which take a single value three times as fast as an array: every lock of a path sets some.
+        """
+        return np.frombuffer(self._locks, np.bool_)
 
     def node_of(self, ident: int) -> TreeNode:
         """The node that holds a segment.
@@ -77,7 +86,7 @@ class SegmentLedger:
                 continue
             ident = self._take()
             self._nodes[ident] = node
-            self.used[ident], self.shared[ident], self.locked[ident] = True, extra.shared, node.lock_ref > 0
+            self.used[ident], self.shared[ident], self._locks[ident] = True, extra.shared, node.lock_ref > 0
             self.num_live[ident], self.core_len[ident] = segment.num_live, segment.core_len
             self.branch[ident], self.last_turn[ident] = branch, self.turn
             extra.replace_segment(segment, segment.numbered(ident))
@@ -110,15 +119,17 @@ class SegmentLedger:
 
     def set_locked(self, segments: Iterable[Segment], locked: bool) -> None:
         """Whether a request holds the segments."""
+        locks = self._locks
         for segment in segments:
-            self.locked[segment.ident] = locked
+            locks[segment.ident] = locked
 
     def _take(self) -> int:
         if not self._free:
             size = len(self._nodes)
             self._nodes.extend([None] * size)
             self._free = list(range(2 * size - 1, size - 1, -1))
-            for name in ("num_live", "core_len", "branch", "last_turn", "used", "shared", "locked"):
+            for name in ("num_live", "core_len", "branch", "last_turn", "used", "shared"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+            self._locks = self._locks + bytearray(size)
         return self._free.pop()

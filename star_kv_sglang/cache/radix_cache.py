@@ -270,21 +270,25 @@ class StarRadixCache(RadixCache):
         when it has several, when it is pinned, and when a child is. A node without users, such as an answer that its
         agent has rewritten, shares nothing.
         """
-        while node is not self.root_node:
-            extra = self._extras[node]
+        extras, root = self._extras, self.root_node
+        extra = extras[node]
+        while node is not root:
             users = extra.num_locks + len(extra.tips) + extra.num_used_children
-            used, shared = users > 0, extra.pinned or users > 1 or extra.num_shared_children > 0
+            used, shared = users > 0, users > 1 or extra.pinned or extra.num_shared_children > 0
             if used is extra.used and shared is extra.shared:
                 return
-            above = self._extras[node.parent]
-            above.num_used_children += used - extra.used
-            above.num_shared_children += shared - extra.shared
+            parent = node.parent
+            above = extras[parent]
+            if used is not extra.used:
+                above.num_used_children += 1 if used else -1
+                extra.used = used
             if shared is not extra.shared:
+                above.num_shared_children += 1 if shared else -1
+                extra.shared = shared
                 self._private_size += -self.num_live(node) if shared else self.num_live(node)
                 if self.ledger is not None:
                     self.ledger.set_shared(extra.segments, shared)
-            extra.used, extra.shared = used, shared
-            node = node.parent
+            node, extra = parent, above
 
     def register_path(self, node: TreeNode) -> None:
         """The scores of all tokens on the path to ``node`` were stored: its segments enter the ledger."""
@@ -484,47 +488,36 @@ class StarRadixCache(RadixCache):
 
     def inc_lock_ref(self, node: TreeNode) -> IncLockRefResult:
         """Protect the path to ``node`` from eviction."""
-        if self.disable:
-            return IncLockRefResult(delta=0)
-        delta, last = 0, node
-        while node is not self.root_node:
-            if node.lock_ref == 0:
-                delta -= self._change_lock(node, locked=True)
-            node.lock_ref += 1
-            node = node.parent
-        self._extras[last].num_locks += 1
-        self._update_users(last)
-        self.evictable_size_ += delta
-        self.protected_size_ -= delta
-        return IncLockRefResult(delta=delta)
+        return IncLockRefResult(delta=0 if self.disable else -self._lock_path(node, 1))
 
     def dec_lock_ref(self, node: TreeNode, params: DecLockRefParams | None = None) -> DecLockRefResult:
         """Undo one :meth:`inc_lock_ref`."""
-        if self.disable:
-            return DecLockRefResult(delta=0)
-        delta, last = 0, node
-        while node is not self.root_node:
-            node.lock_ref -= 1
-            if node.lock_ref == 0:
-                delta += self._change_lock(node, locked=False)
-            node = node.parent
-        self._extras[last].num_locks -= 1
-        self._update_users(last)
-        self.evictable_size_ += delta
-        self.protected_size_ -= delta
-        return DecLockRefResult(delta=delta)
+        return DecLockRefResult(delta=0 if self.disable else self._lock_path(node, -1))
 
-    def _change_lock(self, node: TreeNode, *, locked: bool) -> int:
-        """The first lock of a node comes, or its last one goes; returns its live slots."""
-        extra = self._extras[node]
-        if self.ledger is not None and extra.segments:
-            self.ledger.set_locked(extra.segments, locked)
-        if not node.children:  # only leaves are evicted
-            if locked:
-                self.evictable_leaves.discard(node)
-            else:
-                self.evictable_leaves.add(node)
-        return len(node.key.token_ids) - extra.num_holes
+    def _lock_path(self, last: TreeNode, by: int) -> int:
+        """Add ``by``, 1 or -1, to the locks of all nodes up to the root; returns the live slots of those that are
+        locked now and were not, or the other way round.
+        """
+        extras, ledger, root, leaves = self._extras, self.ledger, self.root_node, self.evictable_leaves
+        # Before its first lock a node has 0, after its last one.
+        turning = 0 if by > 0 else 1
+        num_turned, node = 0, last
+        while node is not root:
+            locks = node.lock_ref
+            node.lock_ref = locks + by
+            if locks == turning:
+                extra = extras[node]
+                num_turned += len(node.key.token_ids) - extra.num_holes
+                if extra.segments and ledger is not None:
+                    ledger.set_locked(extra.segments, by > 0)
+                if not node.children:  # only leaves are evicted
+                    (leaves.discard if by > 0 else leaves.add)(node)
+            node = node.parent
+        extras[last].num_locks += by
+        self._update_users(last)
+        self.evictable_size_ -= by * num_turned
+        self.protected_size_ += by * num_turned
+        return num_turned
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Free ``num_tokens`` live slots: let the policy shrink what nobody holds, then drop unlocked leaves in the
