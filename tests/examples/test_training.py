@@ -302,6 +302,7 @@ def test_workers_draw_what_their_seeds_say() -> None:
     pool = Pool(["panels", "pages"], 1, 100)
     try:
         made = Trajectories.empty(2, CPU)
+        pool.start()
         pool.fill(made, 2, 60)
     finally:
         pool.close()

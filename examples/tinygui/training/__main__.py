@@ -198,6 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Pages take ten times as long to draw as panels.
     workers = {PANELS.name: max(1, args.workers // 5), PAGES.name: max(1, args.workers - args.workers // 5)}
     pools = {world: Pool([world], count, args.seed * 1_000_000_000) for world, count in workers.items()}
+    for pool in pools.values():
+        pool.start()
     try:
         Run(args, pools, start).train()
     finally:

@@ -139,8 +139,11 @@ class Pool:
         ]
         for process in self._processes:
             process.start()
-        # Afterwards: the first put starts a thread, and processes are forked before there are any.
-        for slot in range(slots):
+        self._num_slots = slots
+
+    def start(self) -> None:
+        """Have the workers draw. Make all pools first: this starts a thread, and none may be there when one forks."""
+        for slot in range(self._num_slots):
             self._free.put(slot)
 
     def _work(self, worlds: Sequence[str], seed: int, step: int) -> None:
