@@ -81,7 +81,7 @@ class View:
     Attributes:
         held: side in pixels of the square in the widget's middle that a window holds; None: the whole widget.
         reach: how far from the window's middle the widget may be, as a share of what the window's size allows; nearer
-            is likelier where ``held`` is given.
+            is likelier.
         pages: share of trajectories of the second world.
     """
 
@@ -202,7 +202,7 @@ class Sampler:
         order = self._uniform(tuple(exists.shape)).masked_fill(~exists, -1).argmax(-1, keepdim=True)
         box = widgets.gather(2, order[..., None].expand(-1, -1, -1, len(FIELDS)))[:, :, 0]
         # What is nearly in the middle is learned first, and what stands a little further away from it.
-        near = self._uniform(shape) if view.held is not None else torch.ones(shape, device=self._device)
+        near = self._uniform(shape)
         origins, places, inside = [], [], exists
         for axis, (start, length) in enumerate(((_TOP, _HEIGHT), (_LEFT, _WIDTH))):
             side, whole = layout.spec.window[axis] * TOKEN, GRID[axis] * TOKEN
