@@ -255,6 +255,7 @@ def run_histories(machine: type[TreeMachine], *, least_steps: int, **options: An
     run_state_machine_as_test(
         machine, settings=settings(deadline=None, suppress_health_check=list(HealthCheck), **options)
     )
+    print(f"{machine.__name__}: {machine.num_steps} states compared with the oracle, {dict(machine.seen)}")
     assert machine.num_steps >= least_steps
     assert all(machine.seen[event] for event in COMMON), machine.seen
 

@@ -1,0 +1,151 @@
+"""Programs of SGLang's frontend language on a real server: forks share a screenshot that stays whole for all of them.
+
+The frontend sends the common part first, asking for no token, and then each fork from a thread of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sglang as sgl
+from PIL import Image
+
+from star_kv_sglang.rollout.scoring import is_correct
+from star_kv_sglang.rollout.server import serving
+from star_kv_sglang.rollout.trajectory import Turn
+from tests.engine.harness import STRICT_CHECKS, other_models
+from tests.engine.machine import environment
+from tinygui.trajectories import generate
+
+pytestmark = pytest.mark.slow
+
+NUM_FORKS = 6
+NUM_VISUAL = 126
+"""Tokens of a screenshot of the small world."""
+KV_BUDGET = 0.2
+
+
+@dataclass(frozen=True)
+class Forked:
+    """What one program got.
+
+    Attributes:
+        texts: Answers of the forks, in order.
+        metas: The ``meta_info`` of each.
+    """
+
+    texts: list[str]
+    metas: list[dict[str, Any]]
+
+    @property
+    def uses(self) -> list[dict[str, int]]:
+        """What each response tells of its prompt's tokens."""
+        return [meta["star_kv"][0] for meta in self.metas]
+
+
+@sgl.function
+def look(s: Any, step: str, screen: str, questions: list[str], together: bool) -> None:
+    """One screenshot, then a fork for each question."""
+    s += f"<|im_start|>user  {step}  " + sgl.image(screen)
+    forks = s.fork(len(questions))
+    for fork, question in zip(forks, questions, strict=True):
+        fork += f"  {question} <|im_end|><|im_start|>assistant " + sgl.gen("answer", max_tokens=8, temperature=0)
+        if not together:
+            fork.sync()
+    s["texts"] = [fork["answer"].strip() for fork in forks]
+    s["metas"] = [fork.get_meta_info("answer") for fork in forks]
+
+
+@pytest.fixture(scope="module")
+def endpoint(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The frontend's connection to a server with the policy ``star``."""
+    flags = [
+        "--model-path", str(checkpoint("tinygui")), "--max-total-tokens", "4000", "--kv-policy", "star",
+        "--kv-budget", str(KV_BUDGET), "--skip-server-warmup",
+    ]  # fmt: skip
+    checks = {**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}
+    with environment(checks), serving(flags, tmp_path_factory.mktemp("server") / "server.log") as url:
+        yield sgl.RuntimeEndpoint(url, chat_template_name="qwen2-vl")
+
+
+@pytest.fixture(scope="module")
+def turn() -> Turn:
+    """A screen with its questions."""
+    return generate(94_000, num_turns=1, questions_per_turn=NUM_FORKS).turns[0]
+
+
+@pytest.fixture(scope="module")
+def screen(turn: Turn, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The screenshot as a file: what ``sgl.image`` takes."""
+    path = tmp_path_factory.mktemp("screens") / "screen.png"
+    Image.open(io.BytesIO(turn.image_png)).save(path)
+    return str(path)
+
+
+def run_forked(endpoint: Any, turn: Turn, screen: str, *, together: bool) -> Forked:
+    """The program on an empty tree."""
+    endpoint.flush_cache()
+    questions = [question.text for question in turn.questions]
+    state = look.run(step=turn.step, screen=screen, questions=questions, together=together, backend=endpoint)
+    return Forked(state["texts"], state["metas"])
+
+
+def stats(endpoint: Any) -> dict[str, Any]:
+    """The policy's report."""
+    report: dict[str, Any] = endpoint.get_server_info()["internal_states"][0]["star_kv"]
+    return report
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["forks_together", "one_fork_after_the_other"])
+def test_forks_find_the_screenshot_whole(endpoint: Any, turn: Turn, screen: str, together: bool) -> None:
+    """Each fork reads all of the screenshot from the cache; nothing of it is pruned for any of them."""
+    before = stats(endpoint)
+    forked = run_forked(endpoint, turn, screen, together=together)
+    after = stats(endpoint)
+    assert all(meta["cached_tokens"] > NUM_VISUAL for meta in forked.metas), "the prefix was found"
+    assert [use["pruned"] for use in forked.uses] == [0] * NUM_FORKS
+    assert all(use["shared"] > NUM_VISUAL for use in forked.uses)
+    assert after["num_hole_tokens"] == 0
+    assert after["num_prunes"] == before["num_prunes"]
+    assert after["num_shared_tokens"] > NUM_VISUAL
+    assert after["num_scored_prompts"] == before["num_scored_prompts"] + NUM_FORKS, "the policy looked at each"
+
+
+def test_forks_answer_as_requests_that_are_sent_alone(endpoint: Any, turn: Turn, screen: str) -> None:
+    """The same prompts, each on an empty tree, with the request's own wish to keep its screenshot whole."""
+    forked = run_forked(endpoint, turn, screen, together=True)
+    image = base64.b64encode(turn.image_png).decode()
+    alone = []
+    for question in turn.questions:
+        endpoint.flush_cache()
+        text = (
+            f"<|im_start|>user  {turn.step}  <|vision_start|><|image_pad|><|vision_end|>  {question.text} "
+            "<|im_end|><|im_start|>assistant "
+        )
+        body = {
+            "text": text,
+            "image_data": image,
+            "sampling_params": {"temperature": 0, "max_new_tokens": 8, "custom_params": {"kv_share": True}},
+        }
+        answer = httpx.post(f"{endpoint.base_url}/generate", json=body, timeout=60).raise_for_status().json()
+        assert answer["meta_info"]["cached_tokens"] == 0
+        alone.append(answer["text"].strip())
+    assert forked.texts == alone
+    assert all(is_correct(*pair) for pair in zip(turn.questions, alone, strict=True))
+
+
+def test_a_request_without_forks_is_pruned(endpoint: Any, turn: Turn, screen: str) -> None:
+    """The same program with one question: nobody shares the screenshot, so that the forks' tests can fail."""
+    endpoint.flush_cache()
+    first = turn.questions[:1]
+    before = stats(endpoint)["num_prunes"]
+    questions = [question.text for question in first]
+    look.run(step=turn.step, screen=screen, questions=questions, together=True, backend=endpoint)
+    assert stats(endpoint)["num_prunes"] == before + 1
