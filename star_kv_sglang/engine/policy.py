@@ -391,15 +391,16 @@ class PolicyEngine(CacheListener):
 
     def _prune_prompt(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
         self._in_flight.pop(req.rid, None)
-        if _custom(req, "kv_share"):
+        # It asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks. They may come
+        # one after the other, and the first would be taken for the only one.
+        only_cached = req.sampling_params.max_new_tokens == 0
+        if only_cached or _custom(req, "kv_share"):
             tree.pin(req.last_node)
         if has_row:
             self._running[req.rid] = req
         choice = self._choices.pop(req.rid, None)
-        if choice is None or req.last_node is tree.root_node:
+        if only_cached or choice is None or req.last_node is tree.root_node:
             return
-        if req.sampling_params.max_new_tokens == 0:
-            return  # it asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks
         self._note_state(tree, req, choice)
         with self._faults.guard("pruning a prompt", "it stays unpruned"):
             self._prune(tree, req, choice, has_row=has_row)

@@ -54,6 +54,7 @@ class Forked:
 def look(s: Any, step: str, screen: str, questions: list[str], together: bool) -> None:
     """One screenshot, then a fork for each question."""
     s += f"<|im_start|>user  {step}  " + sgl.image(screen)
+    s.sync()  # else the frontend forks before it knows of any common part, and sends none
     forks = s.fork(len(questions))
     for fork, question in zip(forks, questions, strict=True):
         fork += f"  {question} <|im_end|><|im_start|>assistant " + sgl.gen("answer", max_tokens=8, temperature=0)
@@ -109,7 +110,7 @@ def test_forks_find_the_screenshot_whole(endpoint: Any, turn: Turn, screen: str,
     before = stats(endpoint)
     forked = run_forked(endpoint, turn, screen, together=together)
     after = stats(endpoint)
-    assert all(meta["cached_tokens"] > NUM_VISUAL for meta in forked.metas), "the prefix was found"
+    assert min(meta["cached_tokens"] for meta in forked.metas) > NUM_VISUAL, "the prefix was found"
     assert [use["pruned"] for use in forked.uses] == [0] * NUM_FORKS
     assert all(use["shared"] > NUM_VISUAL for use in forked.uses)
     assert after["num_hole_tokens"] == 0
