@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from tests.cache.invariants import check
 from tests.cache.sequences import frame_length, frames_in
 from tests.cache.shadow import ShadowedWorld
 from tests.cache.world import MAX_LEN, FakeRequest
+
+logger = logging.getLogger(__name__)
 
 FRAME_TOKENS = (-9 - 97, -30 - 97, -96 - 97, -12 - 97, -30 - 194, -72 - 97)
 
@@ -255,7 +258,7 @@ def run_histories(machine: type[TreeMachine], *, least_steps: int, **options: An
     run_state_machine_as_test(
         machine, settings=settings(deadline=None, suppress_health_check=list(HealthCheck), **options)
     )
-    print(f"{machine.__name__}: {machine.num_steps} states compared with the oracle, {dict(machine.seen)}")
+    logger.info("%s: %d states compared with the oracle, %s", machine.__name__, machine.num_steps, dict(machine.seen))
     assert machine.num_steps >= least_steps
     assert all(machine.seen[event] for event in COMMON), machine.seen
 
