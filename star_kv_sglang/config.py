@@ -12,12 +12,13 @@ from typing import Any
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.policies import REFUSED, policy_names
-from star_kv_sglang.policies.base.interface import PolicySettings
+from star_kv_sglang.policies.base.interface import BESIDE_PEAK, PolicySettings
 
 FULL = "full"
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
 OWN_KEYS = (
+    "beside_peak",
     "branch_floor",
     "frame_floor",
     "frame_split",
@@ -51,7 +52,9 @@ class PolicyConfig:
         seed: Of policies that draw.
         question_share: Share of what stays that the question chooses, in [0, 1], where a policy has two scores; None
             for the policy's own rule.
-        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen come first.
+        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen matter.
+        beside_peak: Share of its distance that a token beside a local maximum counts with, in [0, 1]; at 0 all local
+            maxima come before all other tokens.
         trajectory_state: Scores build on what earlier prompts of the branch left behind.
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
     """
@@ -69,6 +72,7 @@ class PolicyConfig:
     question_share: float | None = None
     peaks: bool = True
     trajectory_state: bool = True
+    beside_peak: float = BESIDE_PEAK
     trace_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -98,11 +102,12 @@ class PolicyConfig:
             raise ConfigError(f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed {self.seed!r} must be a whole number, 0 or more")
-        share = self.question_share
-        if share is not None and (
-            isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1
-        ):
-            raise ConfigError(f"question_share {share!r} must be a number in [0, 1]")
+        shares = {"beside_peak": self.beside_peak}
+        if self.question_share is not None:
+            shares["question_share"] = self.question_share
+        for name, share in shares.items():
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise ConfigError(f"{name} {share!r} must be a number in [0, 1]")
         for name in ("peaks", "trajectory_state"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} {getattr(self, name)!r} must be true or false")
@@ -112,7 +117,9 @@ class PolicyConfig:
     @property
     def settings(self) -> PolicySettings:
         """What a policy is told."""
-        return PolicySettings(self.scorer, self.seed, self.question_share, self.peaks, self.trajectory_state)
+        return PolicySettings(
+            self.scorer, self.seed, self.question_share, self.peaks, self.trajectory_state, self.beside_peak
+        )
 
     @property
     def active(self) -> bool:

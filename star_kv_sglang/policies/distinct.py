@@ -2,8 +2,8 @@
 
 A server that keeps pruned KV between turns prunes a screenshot before the questions about it exist, and what today's
 question attends to says little about the next one. This policy looks at no query. In every layer a token counts by its
-layer input's distance from the mean of its screenshot; tokens without a higher neighbour on the screen come first, so
-that the budget goes to different places and not several times to one; every screenshot keeps the same share.
+layer input's distance from the mean of its screenshot; beside a local maximum the distance counts for less, so that
+the budget goes to different places and not several times to one; every screenshot keeps the same share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from star_kv_sglang.policies.base.interface import (
 
 
 class Policy(KVPolicy):
-    """Peaks of the distance first, then the rest, each by rank."""
+    """Ranks of the distance, lowered beside its peaks."""
 
     queries = Queries.NONE
     split = Split.BY_SIZE
@@ -30,12 +30,10 @@ class Policy(KVPolicy):
     scores_once = True
 
     def score(self, seen: Observation) -> PolicyScores:
-        """0 to 1 by rank, and 1 more for a peak; 0 for text."""
+        """The ranks of every screenshot's tokens; 0 for text."""
         scores = torch.zeros_like(seen.frame_norms)
         for request, layout in enumerate(seen.layouts):
             for index, frame in enumerate(layout.frames):
                 if frame.num_live and layout.window:
-                    scores[:, seen.frame(request, index)] = distinctness(
-                        seen, request, index, peaks=self.settings.peaks
-                    )
+                    scores[:, seen.frame(request, index)] = distinctness(seen, request, index, self.settings)
         return PolicyScores.of(scores, seen)

@@ -54,7 +54,7 @@ class Policy(KVPolicy):
                 if not frame.num_live or not layout.window:
                     continue
                 span = seen.frame(request, index)
-                standing_out = distinctness(seen, request, index, peaks=self.settings.peaks)
+                standing_out = distinctness(seen, request, index, self.settings)
                 by_question = standing_out if asked is None else asked.calibrated[:, span]
                 scores[:, span] = merged_ranks(by_question, standing_out, shares[request])
         layer_mean = scores.mean(dim=0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from star_kv_sglang.policies.base.interface import BESIDE_PEAK
 from tests.policies.prefill import (
     BUDGET,
     NUM_GROUPS,
@@ -172,23 +173,32 @@ def streaming(run: Prefill, prompt: Prompt, first: int) -> Rows:
     return [[float(p) for p in range(prompt.length)] for _ in range(NUM_LAYERS)]
 
 
-def distinct(run: Prefill, prompt: Prompt, first: int) -> Rows:
+def distinct(run: Prefill, prompt: Prompt, first: int, beside_peak: float = BESIDE_PEAK, peaks: bool = True) -> Rows:
     rows = [[0.0] * prompt.length for _ in range(NUM_LAYERS)]
     for (start, num_rows, num_cols), (_, end) in zip(prompt.frames, prompt.spans, strict=True):
         for layer in range(NUM_LAYERS):
             hidden = run.hidden[layer, first + start : first + end].double()
             mean = hidden.mean(0)
             norms = [float((token - mean).norm()) for token in hidden]
+            near = [_near(i, num_rows, num_cols) for i in range(len(norms))]
+            is_peak = [peaks and norm == max(norms[j] for j in near[i]) for i, norm in enumerate(norms)]
+            beside = [not is_peak[i] and any(is_peak[j] for j in near[i]) for i in range(len(norms))]
+            if beside_peak > 0:
+                norms = [norm * beside_peak if low else norm for norm, low in zip(norms, beside, strict=True)]
             for i, norm in enumerate(norms):
-                y, x = divmod(i, num_cols)
-                near = [
-                    norms[ny * num_cols + nx]
-                    for ny in range(max(y - 1, 0), min(y + 2, num_rows))
-                    for nx in range(max(x - 1, 0), min(x + 2, num_cols))
-                ]
                 rank = sum(other < norm for other in norms) / (len(norms) - 1)
-                rows[layer][start + i] = rank + (norm == max(near))
+                rows[layer][start + i] = rank + (is_peak[i] and beside_peak == 0)
     return rows
+
+
+def _near(place: int, num_rows: int, num_cols: int) -> list[int]:
+    """The place itself and its up to eight neighbours."""
+    y, x = divmod(place, num_cols)
+    return [
+        ny * num_cols + nx
+        for ny in range(max(y - 1, 0), min(y + 2, num_rows))
+        for nx in range(max(x - 1, 0), min(x + 2, num_cols))
+    ]
 
 
 RULES: dict[str, Callable[..., Rows]] = {

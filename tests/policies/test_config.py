@@ -41,6 +41,7 @@ def test_own_keys_are_read() -> None:
     assert (config.seed, config.frame_split) == (7, "score")
     settings = from_flags("star", '{"question_share": 0.25, "peaks": false, "trajectory_state": false}').settings
     assert (settings.question_share, settings.peaks, settings.trajectory_state) == (0.25, False, False)
+    assert from_flags("distinct", '{"beside_peak": 0}').settings.beside_peak == 0
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,9 @@ def test_own_keys_are_read() -> None:
         ('{"frame_split": "age"}', "one of score, size"),
         ('{"question_share": 1.5}', r"question_share 1.5 must be a number in \[0, 1\]"),
         ('{"question_share": true}', "question_share True"),
+        ('{"beside_peak": -0.1}', r"beside_peak -0.1 must be a number in \[0, 1\]"),
+        ('{"beside_peak": false}', "beside_peak False"),
+        ('{"beside_peak": null}', "beside_peak None"),
         ('{"peaks": 1}', "peaks 1 must be true or false"),
         ('{"trajectory_state": "no"}', "trajectory_state 'no' must be true or false"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from star_kv_sglang.policies import REFUSED, policy_names
@@ -23,6 +25,28 @@ def test_keeps_what_its_rule_says(name: str, seed: int) -> None:
 def test_star_gives_the_question_the_share_that_is_set(share: float) -> None:
     run = Prefill.random(6)
     assert chosen_by_engine("star", run, question_share=share) == chosen_by_hand("star", run, question_share=share)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"beside_peak": 0.0}, id="peaks_before_all_others"),
+        pytest.param({"beside_peak": 0.3}, id="beside_a_peak_a_third"),
+        pytest.param({"beside_peak": 1.0}, id="beside_a_peak_all"),
+        pytest.param({"peaks": False}, id="no_peaks"),
+    ],
+)
+@pytest.mark.parametrize("seed", [7, 8])
+def test_tokens_beside_a_peak_count_as_set(settings: dict[str, Any], seed: int) -> None:
+    run = Prefill.random(seed)
+    assert chosen_by_engine("distinct", run, **settings) == chosen_by_hand("distinct", run, **settings)
+
+
+def test_what_counts_beside_a_peak_makes_a_difference() -> None:
+    run = Prefill.random(7)
+    kept = [chosen_by_engine("distinct", run, beside_peak=share) for share in (0.0, 0.3, 1.0)]
+    assert kept[0] != kept[1] != kept[2] != kept[0]
+    assert kept[2] == chosen_by_engine("distinct", run, peaks=False)
 
 
 @pytest.mark.parametrize("chunk", [10, 30], ids=["cut_inside_a_screenshot", "cut_behind_screenshots"])

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.policies.base.grid import is_peak, ranks
-from star_kv_sglang.policies.base.interface import Observation
+from star_kv_sglang.policies.base.grid import highest_near, ranks
+from star_kv_sglang.policies.base.interface import Observation, PolicySettings
 
 
-def distinctness(seen: Observation, request: int, index: int, *, peaks: bool) -> torch.Tensor:
+def distinctness(seen: Observation, request: int, index: int, settings: PolicySettings) -> torch.Tensor:
     """Rank of each live token of a screenshot by its layer input's distance from the screenshot's mean.
+
+    A peak has no higher neighbour on the screen. Tokens beside one mostly show the same thing again, so that their
+    distance counts for less; how much less is the caller's choice.
 
     Args:
         seen: Of a policy with `Norms.CENTRED`.
         request: Index of the request.
         index: Of its screenshot, which has live tokens.
-        peaks: Tokens without a higher neighbour on the screen come before all others, so that the budget goes to
-            different places and not several times to one.
+        settings: ``peaks`` says whether peaks matter, ``beside_peak`` how.
 
     Returns:
-        float32 [L, V], 0 to 1 by rank, and 1 more for a peak.
+        float32 [L, V], 0 to 1 by rank; 1 more for a peak where ``beside_peak`` is 0.
     """
     span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
     distances, places = seen.frame_norms[:, span], seen.frame_offsets[:, span]
-    by_rank = ranks(distances)
-    return by_rank + is_peak(distances, places, frame.rows, frame.cols) if peaks else by_rank
+    if not settings.peaks:
+        return ranks(distances)
+    peaks = (distances >= highest_near(distances, places, frame.rows, frame.cols)).float()
+    if settings.beside_peak == 0:
+        return ranks(distances) + peaks
+    beside = (highest_near(peaks, places, frame.rows, frame.cols) - peaks).clamp(min=0)
+    return ranks(distances * (1 - (1 - settings.beside_peak) * beside))

@@ -51,8 +51,13 @@ def is_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -
     Returns:
         bool [U, V].
     """
+    return scores >= highest_near(scores, offsets, rows, cols)
+
+
+def highest_near(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """The highest score of each token and its up to eight live neighbours; arguments and result as in `is_peak`."""
     places = offsets.long()
     board = torch.full((scores.shape[0], rows * cols), -torch.inf, device=scores.device)
     board.scatter_(1, places, scores)
     highest = F.max_pool2d(board.view(-1, 1, rows, cols), kernel_size=3, stride=1, padding=1)
-    return scores >= highest.flatten(1).gather(1, places)
+    return highest.flatten(1).gather(1, places)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
 
 
+BESIDE_PEAK = 0.8
+"""Share of its distance that a token beside a local maximum counts with, unless told otherwise."""
+
+
 class Queries(Enum):
     """Whose attention a policy wants to see."""
 
@@ -66,7 +70,9 @@ class PolicySettings:
         seed: Of policies that draw.
         question_share: Share of what stays that the question chooses, where a policy has two scores; None for the
             policy's own rule.
-        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen come first.
+        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen matter.
+        beside_peak: What the distance of a token beside a local maximum is multiplied by; at 0 all local maxima come
+            before all other tokens.
         trajectory_state: Scores build on what earlier prompts of the branch left behind.
     """
 
@@ -75,6 +81,7 @@ class PolicySettings:
     question_share: float | None = None
     peaks: bool = True
     trajectory_state: bool = True
+    beside_peak: float = BESIDE_PEAK
 
 
 @dataclass(frozen=True)
