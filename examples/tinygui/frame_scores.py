@@ -119,6 +119,14 @@ def peaks(score: torch.Tensor, grid: tuple[int, int], radius: int = 1) -> torch.
     return rank(score) + (score >= highest).float()
 
 
+def beside_peaks(score: torch.Tensor, grid: tuple[int, int], share: float) -> torch.Tensor:
+    """Scores, of which tokens beside a local maximum keep a ``share``."""
+    maps = score.unflatten(1, grid)[:, None]
+    highest = (maps >= F.max_pool2d(maps, 3, 1, 1)).float()
+    beside = F.max_pool2d(highest, 3, 1, 1) - highest
+    return (maps * (1 - (1 - share) * beside)).flatten(1)
+
+
 def suppress(score: torch.Tensor, grid: tuple[int, int], amount: float) -> torch.Tensor:
     """Ranks, less ``amount`` for every neighbour on the grid that is higher."""
     rows, cols = grid
@@ -209,6 +217,11 @@ def peaked(score: Score, radius: int = 1) -> Score:
     return lambda view: peaks(score(view), view.grid, radius)
 
 
+def lowered(score: Score, share: float) -> Score:
+    """A score of which tokens beside a local maximum keep a ``share``."""
+    return lambda view: beside_peaks(score(view), view.grid, share)
+
+
 def suppressed(score: Score, amount: float) -> Score:
     """A score lowered beside higher neighbours."""
     return lambda view: suppress(score(view), view.grid, amount)
@@ -256,6 +269,8 @@ SCORES: dict[str, Score] = {
     "value_from_mean peaks or window": either(peaked(value_from_mean), window),
     "random peaks": peaked(random),
     "hidden_distance peaks": peaked(hidden_distance),
+    "hidden_distance lowered 0.8": lowered(hidden_distance, 0.8),
+    "hidden_distance lowered 0.9": lowered(hidden_distance, 0.9),
     "hidden_distance peaks 2": peaked(hidden_distance, 2),
     "hidden_distance suppressed": suppressed(hidden_distance, 0.1),
     "hidden_distance suppressed 0.3": suppressed(hidden_distance, 0.3),

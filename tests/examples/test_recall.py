@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinygui.frame_scores import FrameView, peaks, rank
+from tinygui.frame_scores import FrameView, beside_peaks, peaks, rank
 from tinygui.history_scores import PrunedHistory, interval
 from tinygui.recall import RecallModel, recall_case, recall_cases
 
@@ -47,6 +47,12 @@ def test_peaks_come_before_higher_tokens_beside_a_peak() -> None:
     score = torch.tensor([[9.0, 8.0, 1.0, 2.0]])
     assert rank(score)[0].tolist() == pytest.approx([1.0, 2 / 3, 0.0, 1 / 3])
     assert peaks(score, (1, 4)).argsort(descending=True).tolist() == [[0, 3, 1, 2]]
+
+
+def test_tokens_beside_a_peak_keep_a_share_of_their_score() -> None:
+    """The middle one is lower than a neighbour, but beside no peak."""
+    score = torch.tensor([[9.0, 8.0, 2.0, 1.0, 3.0]])
+    assert beside_peaks(score, (1, 5), 0.5).tolist() == [[9.0, 4.0, 2.0, 0.5, 3.0]]
 
 
 def test_the_interval_of_no_failure_ends_at_one() -> None:

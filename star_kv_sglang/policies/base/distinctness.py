@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.policies.base.grid import highest_near, ranks
+from star_kv_sglang.policies.base.grid import is_beside_peak, is_peak, ranks
 from star_kv_sglang.policies.base.interface import Observation, PolicySettings
 
 
@@ -27,8 +27,7 @@ def distinctness(seen: Observation, request: int, index: int, settings: PolicySe
     distances, places = seen.frame_norms[:, span], seen.frame_offsets[:, span]
     if not settings.peaks:
         return ranks(distances)
-    peaks = (distances >= highest_near(distances, places, frame.rows, frame.cols)).float()
     if settings.beside_peak == 0:
-        return ranks(distances) + peaks
-    beside = (highest_near(peaks, places, frame.rows, frame.cols) - peaks).clamp(min=0)
-    return ranks(distances * (1 - (1 - settings.beside_peak) * beside))
+        return ranks(distances) + is_peak(distances, places, frame.rows, frame.cols)
+    beside = is_beside_peak(distances, places, frame.rows, frame.cols)
+    return ranks(torch.addcmul(distances, distances, beside, value=settings.beside_peak - 1))

@@ -51,13 +51,28 @@ def is_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -
     Returns:
         bool [U, V].
     """
-    return scores >= highest_near(scores, offsets, rows, cols)
+    board = _board(scores, offsets, rows, cols)
+    return scores >= _highest_near(board).flatten(1).gather(1, offsets.long())
 
 
-def highest_near(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """The highest score of each token and its up to eight live neighbours; arguments and result as in `is_peak`."""
-    places = offsets.long()
+def is_beside_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Whether a token is no peak and has one among its live neighbours; arguments as in `is_peak`.
+
+    Returns:
+        float32 [U, V], 0 or 1.
+    """
+    board = _board(scores, offsets, rows, cols)
+    # An empty place is as high as its neighbourhood only where that is empty too: no live token is beside it.
+    peaks = (board >= _highest_near(board)).to(scores.dtype)
+    return (_highest_near(peaks) - peaks).flatten(1).gather(1, offsets.long())
+
+
+def _board(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Scores at their places, float32 [U, 1, rows, cols]; minus infinity where no token lives."""
     board = torch.full((scores.shape[0], rows * cols), -torch.inf, device=scores.device)
-    board.scatter_(1, places, scores)
-    highest = F.max_pool2d(board.view(-1, 1, rows, cols), kernel_size=3, stride=1, padding=1)
-    return highest.flatten(1).gather(1, places)
+    return board.scatter_(1, offsets.long(), scores).view(-1, 1, rows, cols)
+
+
+def _highest_near(board: torch.Tensor) -> torch.Tensor:
+    """The highest of each place and its up to eight neighbours."""
+    return F.max_pool2d(board, kernel_size=3, stride=1, padding=1)
