@@ -2,8 +2,9 @@
 
 A server that keeps pruned KV between turns prunes a screenshot before the questions about it exist, and what today's
 question attends to says little about the next one. This policy looks at no query. In every layer a token counts by its
-layer input's distance from the mean of its screenshot; beside a local maximum the distance counts for less, so that
-the budget goes to different places and not several times to one; every screenshot keeps the same share.
+layer input's distance from the mean of its screenshot; tokens without a higher neighbour on the screen come first, or
+tokens beside such a one count for less (``beside_peak``), so that the budget goes to different places and not several
+times to one; every screenshot keeps the same share.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from star_kv_sglang.policies.base.interface import (
 
 
 class Policy(KVPolicy):
-    """Ranks of the distance, lowered beside its peaks."""
+    """Ranks of the distance, peaks first or tokens beside them lowered."""
 
     queries = Queries.NONE
     split = Split.BY_SIZE
@@ -30,7 +31,7 @@ class Policy(KVPolicy):
     scores_once = True
 
     def score(self, seen: Observation) -> PolicyScores:
-        """The ranks of every screenshot's tokens; 0 for text."""
+        """What `distinctness` says of every screenshot's tokens; 0 for text."""
         scores = torch.zeros_like(seen.frame_norms)
         for request, layout in enumerate(seen.layouts):
             for index, frame in enumerate(layout.frames):

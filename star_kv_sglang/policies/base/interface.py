@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
 
 
-BESIDE_PEAK = 0.8
+BESIDE_PEAK = 0.0
 """Share of its distance that a token beside a local maximum counts with, unless told otherwise."""
 
 
