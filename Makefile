@@ -2,12 +2,13 @@
 # make demo      a GUI agent's branches on a real server, full cache against STaR-KV
 # make test      what CI runs: lint, types, all tests that need no GPU
 # make soak      half an hour of load on a real server
-# make test-gpu  the tests that need an NVIDIA GPU; PYTHON=... names an interpreter that has SGLang
+# make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time; PYTHON=... names an interpreter that has SGLang
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV := .venv/bin
 PYTHON ?= $(VENV)/python
+GPU_JOBS ?= 4
 TREE := build/tree
 
 .PHONY: install demo lint format types test test-nightly test-gpu soak tree wheel clean
@@ -41,8 +42,9 @@ test-nightly: install
 	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=nightly $(VENV)/python -m pytest -m 'not gpu' tests/ops
 	HYPOTHESIS_PROFILE=nightly $(VENV)/python -m pytest -m 'not gpu' --ignore=tests/ops
 
+# Without a limit every process takes all processors for its float32 references, and all of them wait.
 test-gpu: tree
-	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu
+	OMP_NUM_THREADS=2 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu -n $(GPU_JOBS) --dist loadgroup
 
 # 30 minutes: agents that abort, hang up and wait for room on a real server, then what they did one by one.
 soak: install tree

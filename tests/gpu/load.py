@@ -19,10 +19,11 @@ from tests.engine.harness import TestEngine
 TOKEN_PIXELS = 32
 COMPARED_TURNS = 4
 NUM_ANSWER = 6
-BURST_TOKENS = 700
+BURST_SIZE, BURST_TOKENS = 24, 2000
+"""Answers that the pool has room to begin and none to end: some requests are put back."""
 LARGEST_PAGE = 64
 LONG_PROMPTS = (9_000, 24_000, 40_000)
-WEIGHTS = {"branch": 8, "fork": 5, "abort": 5, "text": 2, "burst": 2, "long": 1}
+WEIGHTS = {"branch": 32, "fork": 20, "abort": 20, "text": 8, "burst": 1, "long": 2}
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Load:
     async def burst(self, rng: random.Random) -> None:
         """Long answers at the same time, for which the pool has no room."""
         seed = rng.randrange(10**6)
-        chats = [Chat().ask(question(seed + n), screen(seed + n)) for n in range(8)]
+        chats = [Chat().ask(question(seed + n), screen(seed + n)) for n in range(BURST_SIZE)]
         await _all(self.ask("burst", chat, self.burst_tokens) for chat in chats)
 
     async def long(self, rng: random.Random) -> None:
