@@ -262,6 +262,7 @@ class Oracle:
         here, new = found[-1] if found else self.root, holder.pages[len(found) - first : length // size - first]
         if new and here.children:
             self.counts["forks"] += 1
+        self._now += 1  # what is new was used after what it was found next to
         for i, (word, page) in enumerate(
             zip(self.pages_of(holder.salt, holder.tokens[:length])[len(found) :], new, strict=True)
         ):

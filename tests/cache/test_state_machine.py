@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from tests.cache.invariants import check
 from tests.cache.sequences import frame_length, frames_in
@@ -261,6 +262,24 @@ def run_histories(machine: type[TreeMachine], *, least_steps: int, **options: An
     logger.info("%s: %d states compared with the oracle, %s", machine.__name__, machine.num_steps, dict(machine.seen))
     assert machine.num_steps >= least_steps
     assert all(machine.seen[event] for event in COMMON), machine.seen
+
+
+@pytest.mark.parametrize("page_size", [1, 16], ids=["page1", "page16"])
+def test_the_branch_that_was_there_first_is_evicted_first(page_size: int) -> None:
+    """Two branches that wait together and diverge: storing the second splits and touches the first, and is later."""
+    world = ShadowedWorld(640, page_size, seed=0)
+    frame = array("q", [FRAME_TOKENS[-1]] * frame_length(FRAME_TOKENS[-1]))
+    prompts = [array("q", [1] * 16 + words) + frame + array("q", [0] * 16) for words in ([1] * 16, [0] * 16)]
+    reqs = [world.admit(prompt, frames_in(prompt), None) for prompt in prompts]
+    for req in reqs:
+        assert req is not None and world.prefill(req, len(req.origin_input_ids))
+        req.output_ids.append(1)
+        world.finish(req, is_insert=True)
+    world.evict(1)
+    check(world)
+    world.agree()
+    held = [world.tree.held_length(RadixKey(prompt)) for prompt in prompts]
+    assert held == [16, len(prompts[1]) // page_size * page_size]
 
 
 @MACHINES
