@@ -8,6 +8,7 @@ turn's recalls are sent at the same moment, so that they share the pruned histor
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,13 @@ def ask(engine: Any, tokenizer: Any, case: RecallCase) -> list[tuple[Question, b
         engine.generate(prompt=prompt, image_data=pictures[: turn + 1], sampling_params=_greedy())
     last = len(case.history)
     prompts = [_prompt(tokenizer, case, last, question.text) for question in case.recalls]
-    answers = engine.generate(prompt=prompts, image_data=[pictures] * len(prompts), sampling_params=_greedy())
+
+    async def at_once() -> list[dict[str, Any]]:
+        # One request each: of a list, SGLang loses answers that come before it has begun to wait for them.
+        given = {"image_data": pictures, "sampling_params": _greedy()}
+        return await asyncio.gather(*(engine.async_generate(prompt=one, **given) for one in prompts))
+
+    answers = engine.loop.run_until_complete(at_once())
     engine.flush_cache()
     return [
         (question, is_correct(question, answer["text"])) for question, answer in zip(case.recalls, answers, strict=True)

@@ -32,7 +32,7 @@ from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
 from star_kv_sglang.metrics.clock import StageClock
 from star_kv_sglang.metrics.publisher import Publisher
 from star_kv_sglang.policies import policy_class
-from star_kv_sglang.policies.base.interface import Norms, Observation, Queries, Split
+from star_kv_sglang.policies.base.interface import Norms, Observation, PolicyScores, Queries, Split
 from star_kv_sglang.triton_ops.dispatch import default_ops, get_ops
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class PolicyEngine(CacheListener):
         with stage("fuse"):
             seen = self._observation(plan, slots, kv_indptr)
             scored, corrupt = without_nan(self.policy.score(seen), seen)
-            self._store_scores(plan, slots, scored.calibrated)
+            self._store_scores(plan, slots, seen, scored)
         with stage("select"):
             if self.config.token_budget is not None:
                 choices = [Choice((), 0, None, state) for state in scored.states]
@@ -284,21 +284,23 @@ class PolicyEngine(CacheListener):
             ops=self.ops,
         )
 
-    def _store_scores(self, plan: BatchPlan, slots: torch.Tensor, calibrated: torch.Tensor) -> None:
+    def _store_scores(self, plan: BatchPlan, slots: torch.Tensor, seen: Observation, scored: PolicyScores) -> None:
         """Remember the score of each token of the prompts that were observed, so that it can be pruned again without a
         query.
         """
         side = self._require_pools().side
         if side.scores is None or side.segment_ids is None:
             return
+        scores = self.policy.lasting(seen, scored)
+        scores = torch.where(scores.isnan(), scored.calibrated, scores)
         ends = list(accumulate(one.layout.num_live for one in plan.requests))
         runs = [
             range(e - one.layout.num_live, e) for one, e in zip(plan.requests, ends, strict=True) if one.layout.window
         ]
         if len(runs) < len(ends):
             observed = rows_of(runs, slots.device)
-            slots, calibrated = slots[observed], calibrated[:, observed]
-        scores = calibrated.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
+            slots, scores = slots[observed], scores[:, observed]
+        scores = scores.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
         if self.policy.scores_once:
             scores = torch.where(side.segment_ids[slots] == 0, scores, side.scores[:, slots])
         side.scores[:, slots] = scores

@@ -2,16 +2,16 @@
 
 A server that keeps pruned KV between turns prunes a screenshot before the questions about it exist, and what today's
 question attends to says little about the next one. This policy looks at no query. In every layer a token counts by its
-layer input's distance from the mean of its screenshot; tokens without a higher neighbour on the screen come first, or
-tokens beside such a one count for less (``beside_peak``), so that the budget goes to different places and not several
-times to one; every screenshot keeps the same share.
+layer input's distance from the mean of its screenshot; beside a local maximum on the screen the distance counts for
+less (``beside_peak``), so that the budget goes to different places and not several times to one; every screenshot keeps
+the same share.
 """
 
 from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.policies.base.distinctness import distinctness
+from star_kv_sglang.policies.base.distinctness import by_place_in_line, distinctness
 from star_kv_sglang.policies.base.interface import (
     KVPolicy,
     Norms,
@@ -38,3 +38,7 @@ class Policy(KVPolicy):
                 if frame.num_live and layout.window:
                     scores[:, seen.frame(request, index)] = distinctness(seen, request, index, self.settings)
         return PolicyScores.of(scores, seen)
+
+    def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
+        """A screenshot that shows more is worth more tokens."""
+        return by_place_in_line(seen, scored)

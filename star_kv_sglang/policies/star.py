@@ -17,7 +17,7 @@ import torch
 from star_kv_sglang.algorithm.layout import PromptLayout
 from star_kv_sglang.algorithm.pipeline import ScoredBatch, score_batch
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.distinctness import distinctness
+from star_kv_sglang.policies.base.distinctness import by_place_in_line, distinctness
 from star_kv_sglang.policies.base.grid import merged_ranks
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores, Split
 
@@ -67,6 +67,10 @@ class Policy(KVPolicy):
             elif layout.window:
                 states[request] = replace(states[request], num_frames=layout.num_frames_total)
         return PolicyScores(scores, layer_mean, states)
+
+    def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
+        """A screenshot that shows more is worth more tokens."""
+        return by_place_in_line(seen, scored)
 
     def _published(self, seen: Observation) -> ScoredBatch:
         """The published scorer; its boost goes to what stands out from the screenshot's mean."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from star_kv_sglang.policies.base.grid import is_beside_peak, is_peak, ranks
-from star_kv_sglang.policies.base.interface import Observation, PolicySettings
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
+
+PROMINENT = 2.0
 
 
 def distinctness(seen: Observation, request: int, index: int, settings: PolicySettings) -> torch.Tensor:
@@ -31,3 +33,42 @@ def distinctness(seen: Observation, request: int, index: int, settings: PolicySe
         return ranks(distances) + is_peak(distances, places, frame.rows, frame.cols)
     beside = is_beside_peak(distances, places, frame.rows, frame.cols)
     return ranks(torch.addcmul(distances, distances, beside, value=settings.beside_peak - 1))
+
+
+def num_prominent(seen: Observation, request: int, index: int) -> torch.Tensor:
+    """About how many things a screenshot shows: tokens that lie more than twice as far from the mean as the usual one.
+    Those beside a peak are left out, because they mostly show the same thing again.
+
+    Args:
+        seen: Of a policy with `Norms.CENTRED`.
+        request: Index of the request.
+        index: Of its screenshot, which has live tokens.
+
+    Returns:
+        float32 [L, 1], at least 1.
+    """
+    span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
+    distances, places = seen.frame_norms[:, span], seen.frame_offsets[:, span]
+    usual = distances.median(dim=1, keepdim=True).values
+    beside = is_beside_peak(distances, places, frame.rows, frame.cols)
+    return ((distances > PROMINENT * usual) & (beside == 0)).sum(dim=1, keepdim=True).clamp(min=1).float()
+
+
+def by_place_in_line(seen: Observation, scored: PolicyScores) -> torch.Tensor:
+    """Scores that compare over screenshots, in the order that ``scored`` gives each screenshot's tokens.
+
+    Ranks say nothing of what one screenshot has that another has not, and distances say too much: one style of widgets
+    would starve another. A token's place in its screenshot's order, counted in how many things the screenshot shows,
+    gives one that shows twice as much twice as many tokens.
+
+    Returns:
+        float32 [L, N]: n / (n + place) with n of `num_prominent`, 1/2 for the token behind the n best; 0 for text.
+    """
+    lasting = torch.zeros_like(seen.frame_norms)
+    for request, layout in enumerate(seen.layouts):
+        for index, frame in enumerate(layout.frames):
+            if frame.num_live and layout.window:
+                span, shown = seen.frame(request, index), num_prominent(seen, request, index)
+                place = (1 - ranks(scored.calibrated[:, span])) * (frame.num_live - 1)
+                lasting[:, span] = shown / (shown + place.round())
+    return lasting

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
 
 
-BESIDE_PEAK = 0.0
+BESIDE_PEAK = 0.9
 """Share of its distance that a token beside a local maximum counts with, unless told otherwise."""
 
 
@@ -203,3 +203,12 @@ class KVPolicy(ABC):
     @abstractmethod
     def score(self, seen: Observation) -> PolicyScores:
         """Score every live token of the batch."""
+
+    def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
+        """What tokens compete by, over all branches, when they are pruned again and no query is there.
+
+        Returns:
+            float32 [U, N]; the prompt's own scores unless a policy knows better ones.
+        """
+        del seen
+        return scored.calibrated

@@ -1,0 +1,79 @@
+"""What is stored for later cuts, when all branches compete and no question is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median_low
+
+import pytest
+import torch
+
+from star_kv_sglang.policies import policy_class
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
+from tests.policies.prefill import NUM_LAYERS, PARAMS, Prefill, watched
+
+
+def lasting(name: str, run: Prefill) -> tuple[Observation, PolicyScores, torch.Tensor]:
+    policy = policy_class(name)(PolicySettings(PARAMS))
+    _, seen = watched(policy, run)
+    scored = policy.score(seen)
+    return seen, scored, policy.lasting(seen, scored)
+
+
+def shown_by_hand(seen: Observation, request: int, index: int, layer: int) -> int:
+    """Tokens of one layer's screenshot more than twice as far out as the usual one, and not beside a peak."""
+    span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
+    distances = dict(zip(seen.frame_offsets[layer, span].tolist(), seen.frame_norms[layer, span].tolist(), strict=True))
+
+    def near(place: int) -> list[int]:
+        row, col = divmod(place, frame.cols)
+        around = [(row + dy, col + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+        return [y * frame.cols + x for y, x in around if 0 <= y < frame.rows and 0 <= x < frame.cols]
+
+    peaks = {place for place, value in distances.items() if all(value >= distances[one] for one in near(place))}
+    usual = median_low(distances.values())
+    return sum(
+        value > 2 * usual and (place in peaks or not peaks.intersection(near(place)))
+        for place, value in distances.items()
+    )
+
+
+def spiky(seed: int) -> Prefill:
+    """Some tokens stand out far, in every layer others."""
+    run = Prefill.random(seed)
+    far = torch.rand(run.hidden.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.3
+    return replace(run, hidden=torch.where(far[..., None], 9 * run.hidden, run.hidden))
+
+
+@pytest.mark.parametrize("name", ["star", "distinct"])
+def test_a_token_s_place_counts_in_what_its_screenshot_shows(name: str) -> None:
+    seen, scored, stored = lasting(name, spiky(1))
+    counts = set()
+    for request, layout in enumerate(seen.layouts):
+        for index, frame in enumerate(layout.frames):
+            span = seen.frame(request, index)
+            order = scored.calibrated[:, span].argsort(dim=1, descending=True, stable=True)
+            for layer in range(NUM_LAYERS):
+                shown = max(1, shown_by_hand(seen, request, index, layer))
+                counts.add(shown)
+                best_first = stored[layer, span][order[layer]].tolist()
+                assert best_first == pytest.approx([shown / (shown + place) for place in range(frame.num_live)])
+    assert len(counts) > 2
+
+
+def test_a_screenshot_of_larger_activations_is_worth_no_more() -> None:
+    run = spiky(2)
+    _, _, stored = lasting("distinct", run)
+    _, _, scaled = lasting("distinct", replace(run, hidden=run.hidden * 8))
+    assert torch.allclose(stored, scaled, rtol=1e-4)
+
+
+def test_other_policies_store_what_the_prompt_said() -> None:
+    _, scored, stored = lasting("star-paper", Prefill.random(3))
+    assert stored is scored.calibrated
+
+
+def test_a_blank_screenshot_has_finite_scores() -> None:
+    run = Prefill.random(4)
+    _, _, stored = lasting("distinct", replace(run, hidden=torch.zeros_like(run.hidden)))
+    assert stored.isfinite().all()
