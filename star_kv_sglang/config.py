@@ -20,6 +20,7 @@ SPLITS = ("score", "size")
 OWN_KEYS = (
     "beside_peak",
     "branch_floor",
+    "current_last",
     "frame_floor",
     "frame_split",
     "peaks",
@@ -46,6 +47,8 @@ class PolicyConfig:
             share), or None for the policy's own way.
         token_budget: Most slots that the private nodes of all branches hold together, or None; then ``budget`` is 1.
         branch_floor: Least share of each branch's screenshots that stays where branches compete, in [0, 1).
+        current_last: Where branches compete, the newest screenshot of a running branch is cut only when the rest does
+            not suffice; otherwise it competes as all others do.
         recency_weight: How often a branch's scores are halved, where branches compete, for every round of the others
             in which it was silent, 0 or more.
         shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
@@ -66,6 +69,7 @@ class PolicyConfig:
     frame_split: str | None = None
     token_budget: int | None = None
     branch_floor: float = 0.0
+    current_last: bool = True
     recency_weight: float = 0.0
     shrink_before_evict: bool = True
     seed: int = 0
@@ -96,8 +100,6 @@ class PolicyConfig:
         weight = self.recency_weight
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise ConfigError(f"recency_weight {weight!r} must be a number, 0 or more")
-        if not isinstance(self.shrink_before_evict, bool):
-            raise ConfigError(f"shrink_before_evict {self.shrink_before_evict!r} must be true or false")
         if self.frame_split is not None and self.frame_split not in SPLITS:
             raise ConfigError(f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
@@ -108,7 +110,7 @@ class PolicyConfig:
         for name, share in shares.items():
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
                 raise ConfigError(f"{name} {share!r} must be a number in [0, 1]")
-        for name in ("peaks", "trajectory_state"):
+        for name in ("current_last", "peaks", "shrink_before_evict", "trajectory_state"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} {getattr(self, name)!r} must be true or false")
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):

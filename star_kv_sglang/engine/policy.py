@@ -493,7 +493,9 @@ class PolicyEngine(CacheListener):
     def _tree_budget(self) -> TreeBudget:
         if self._budget is None:
             config = self.config
-            rules = TreeRules(config.frame_floor, config.branch_floor, config.recency_weight)
+            rules = TreeRules(
+                config.frame_floor, config.branch_floor, config.recency_weight, current_last=config.current_last
+            )
             self._budget = TreeBudget(self._require_tree(), self._require_pools(), self.ops, rules)
         return self._budget
 

@@ -42,11 +42,13 @@ class TreeRules:
         branch_floor: Least share of each branch's screenshots that stays.
         recency_weight: A branch's scores are halved this many times for every round of the others in which it was
             silent; 0 treats all branches alike.
+        current_last: The newest screenshot of each running request is cut only where the rest does not suffice.
     """
 
     frame_floor: float
     branch_floor: float
     recency_weight: float
+    current_last: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class TreeBudget:
         """Prune private segments, of running requests too, until all private nodes hold at most ``max_private`` slots,
         as far as the floors allow.
 
-        The newest screenshot of each running request is cut only where the rest does not suffice. What is locked by
-        anyone else, such as a prompt that is about to run, stays as it is.
+        The newest screenshot of each running request is cut only where the rest does not suffice, unless the rules say
+        otherwise. What is locked by anyone else, such as a prompt that is about to run, stays as it is.
 
         Args:
             max_private: Slots.
@@ -101,7 +103,8 @@ class TreeBudget:
             return Cut()
         holders = {node: req for req in running for node in self._private_tail(req)}
         elsewhere = self._locked() - self._idents(holders)
-        current = {ident for req in running for ident in self._newest_frame(req)}
+        asking = running if self._rules.current_last else ()
+        current = {ident for req in asking for ident in self._newest_frame(req)}
         return self._cut(excess, self._wanted_by_several(waiting, holders) | elsewhere, current, holders)
 
     def shrink_unused(self, num_tokens: int, *, waiting: Iterable[Req]) -> Cut:

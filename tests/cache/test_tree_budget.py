@@ -44,7 +44,8 @@ class BudgetWorld(ShadowedWorld):
         super().__init__(num_slots, page_size, seed)
         assert self.tree.ledger is not None
         self.tree.ledger.slot_ids = self.pools.side.segment_ids
-        rules = TreeRules(frame_floor=0.1, branch_floor=0.2, recency_weight=self.rng.choice([0.0, 0.5]))
+        weight, last = self.rng.choice([0.0, 0.5]), self.rng.choice([True, False])
+        rules = TreeRules(frame_floor=0.1, branch_floor=0.2, recency_weight=weight, current_last=last)
         self.budget = TreeBudget(self.tree, self.pools, get_ops("reference"), rules)
 
     def make_listener(self) -> CacheListener:
