@@ -349,8 +349,8 @@ def test_the_loss_falls(trajectories: Trajectories) -> None:
     trainer = Trainer(Model(weights, CPU), optimizer, layout, None)
     sampler = Sampler(trajectories, 0)
     optimizer.rate.fill_(2e-3)
-    losses = [float(trainer.step(sampler.draw(layout, 8, SINGLE), "aligned").loss) for _ in range(30)]
-    assert sum(losses[-5:]) / 5 < 0.75 * sum(losses[:5]) / 5, losses
+    losses = [float(trainer.step(sampler.draw(layout, 8, SINGLE), "aligned").loss) for _ in range(60)]
+    assert sum(losses[-5:]) / 5 < 0.7 * sum(losses[:5]) / 5, losses
 
 
 @pytest.mark.slow
