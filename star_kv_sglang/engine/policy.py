@@ -401,13 +401,16 @@ class PolicyEngine(CacheListener):
         if has_row:
             self._running[req.rid] = req
         choice = self._choices.pop(req.rid, None)
-        if only_cached or choice is None or req.last_node is tree.root_node:
+        if choice is None:
             return
-        self._note_state(tree, req, choice)
-        with self._faults.guard("pruning a prompt", "it stays unpruned"):
-            self._prune(tree, req, choice, has_row=has_row)
-        tree.register_path(req.last_node)
-        self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
+        if only_cached or req.last_node is tree.root_node:
+            self._corrupt.pop(req.rid)
+        else:
+            self._note_state(tree, req, choice)
+            with self._faults.guard("pruning a prompt", "it stays unpruned"):
+                self._prune(tree, req, choice, has_row=has_row)
+            tree.register_path(req.last_node)
+            self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
             self._hold_token_budget(tuple(self._running.values()))
