@@ -1,6 +1,6 @@
 """Parity of engines on one GPU: graphs, overlap, page sizes, chunks and dtypes, each against its reference.
 
-    python tests/gpu/parity.py --out DIR [--jobs 4] [--only WORD]      the table: DIR/parity.csv and DIR/parity.md
+    python tests/gpu/parity.py --out DIR [--jobs 4] [--only WORDS]     the table: DIR/parity.csv and DIR/parity.md
     python tests/gpu/parity.py --reference FILE                        what the CPU engine keeps; needs no GPU
 
 Every engine holds the same conversations (`tests/gpu/scenario.py`) in a process of its own, under SGLang's leak checks.
@@ -12,6 +12,7 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -194,10 +195,13 @@ def compare(setup: Setup, mine: dict[str, Any], reference: dict[str, Any] | None
     return Row(**row)
 
 
-def _run_all(setups: Sequence[Setup], out: Path, jobs: int) -> dict[str, dict[str, Any] | str]:
-    """Results by name; text for an engine that failed."""
+def _run_all(setups: Sequence[Setup], out: Path, jobs: int, seconds: float) -> dict[str, dict[str, Any] | str]:
+    """Results by name; text for an engine that failed, or that would have begun after these seconds."""
+    end = time.monotonic() + seconds
 
     def run(setup: Setup) -> dict[str, Any] | str:
+        if time.monotonic() > end:
+            return "not run: the time was over"
         file = out / f"{setup.name.replace(' ', '_')}.json"
         command = [sys.executable, __file__, "--one", json.dumps(asdict(setup)), "--out", str(file)]
         with file.with_suffix(".log").open("wb") as log:
@@ -253,7 +257,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for the table and the engines' logs")
     parser.add_argument("--jobs", type=int, default=4, help="engines at the same time")
-    parser.add_argument("--only", default="", help="only engines whose name has this in it, and their references")
+    parser.add_argument("--only", default="", help="only engines with one of these in their name, and their references")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no engine later than this")
     parser.add_argument("--reference", type=Path, help="write the CPU engine's choices to this file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -270,10 +275,11 @@ def main() -> None:
     if given.out is None:
         parser.error("--out FOLDER is needed")
     given.out.mkdir(parents=True, exist_ok=True)
-    setups = [one for one in table() if given.only in one.name]
+    words = given.only.split(",")
+    setups = [one for one in table() if any(word in one.name for word in words)]
     names = {one.reference for one in setups} - {one.name for one in setups}
     setups = [one for one in table() if one.name in names] + setups
-    rows = report(setups, _run_all(setups, given.out, given.jobs))
+    rows = report(setups, _run_all(setups, given.out, given.jobs, given.seconds))
     write(rows, given.out)
     sys.stdout.write((given.out / "parity.md").read_text(encoding="utf-8"))
 
