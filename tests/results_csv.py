@@ -1,6 +1,6 @@
 """Results of a test run as rows of a CSV, each written when it exists: ``pytest --results-csv FILE``.
 
-A run on a GPU that is ended by its time limit so still says what passed. What failed goes to ``FILE.failed.txt`` at once.
+So a run that is ended by a time limit still says what passed. What failed goes to ``FILE.failed.txt`` at once.
 """
 
 from __future__ import annotations
