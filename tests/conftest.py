@@ -22,11 +22,6 @@ _OPT_IN_MARKERS = ("gpu", "nightly")
 _left_out: Counter[str] = Counter()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """An option for long runs that may be cut off."""
-    parser.addoption("--results-csv", type=Path, help="write a row with the machine's name for each test that ran")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Check the layout and, on a machine without a GPU, switch CPU mode on before any test imports SGLang.
 
@@ -41,11 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if not cpu_mode.is_gpu_present():
         cpu_mode.enable()
-    results = config.getoption("--results-csv")
-    if results is not None and not hasattr(config, "workerinput"):  # with xdist, in the process that hears of all tests
+    results = os.environ.get("RESULTS_CSV")
+    if results and not hasattr(config, "workerinput"):  # with xdist, in the process that hears of all tests
         from tests.results_csv import ResultsCsv
 
-        config.pluginmanager.register(ResultsCsv(results))
+        config.pluginmanager.register(ResultsCsv(Path(results)))
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

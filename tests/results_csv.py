@@ -1,4 +1,4 @@
-"""Results of a test run as rows of a CSV, each written when it exists: ``pytest --results-csv FILE``.
+"""Results of a test run as rows of a CSV, each written when it exists: ``RESULTS_CSV=FILE pytest``.
 
 So a run that is ended by a time limit still says what passed. What failed goes to ``FILE.failed.txt`` at once.
 """

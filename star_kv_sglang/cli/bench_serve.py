@@ -51,6 +51,9 @@ def serve(
     total_seconds: Annotated[
         float | None, typer.Option(min=1, help="Longest time of the run; what does not begin in it is left out.")
     ] = None,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="ttft: servers of all policies at the same time, which take turns.")
+    ] = False,
     pool: Annotated[int | None, typer.Option(min=1, help="Slots of the other phases' pools; SGLang chooses.")] = None,
     engine_args: Annotated[str, typer.Option(help="Further flags for every server, as one string.")] = "",
     port: Annotated[int | None, typer.Option(help="The servers' port; a free one by default.")] = None,
@@ -125,6 +128,7 @@ def serve(
         start_timeout_s=start_timeout,
         brief=labels,
         total_seconds=math.inf if total_seconds is None else total_seconds,
+        side_by_side=side_by_side,
     )
     problems = _measure(console, plan, Results(path, machine, gpu_used_gib))
     _report(console, path)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,7 @@ def serving(
     port: int | None = None,
     timeout_s: float = 240.0,
     on_wait: Callable[[float], None] = lambda seconds: None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Runs a server while the body runs.
 
@@ -47,6 +48,7 @@ def serving(
         port: a free one by default.
         timeout_s: seconds until ``/health`` must have answered 200.
         on_wait: called about twice a second while waiting, with the seconds waited.
+        environment: of the server; this process's by default.
 
     Yields:
         The server's base URL.
@@ -57,12 +59,13 @@ def serving(
     port = free_port() if port is None else port
     url = f"http://127.0.0.1:{port}"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with _terminable(), log_file.open("wb") as log:
+    with terminable(), log_file.open("wb") as log:
         process = subprocess.Popen(
             [*_COMMAND, *arguments, "--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            env=environment,
             start_new_session=True,
         )
         try:
@@ -115,7 +118,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Lets SIGTERM unwind this process as Ctrl-C does: by default it would end at once and leave the server behind."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -4,8 +4,9 @@
     python tests/gpu/mixed_load.py --policy stock --out stock.json
 
 Conversations that share nothing are held under the load and then again, alone in the same engine. Turns are compared
-whose history the load did not touch: full hits, never put back, no screenshot cut by a chunk. In bfloat16 a batch's
-composition changes roundings, so that some answers differ on stock SGLang too; that run says how many.
+whose history the load did not touch: full hits, never put back, no screenshot cut by a chunk, the same answers so far.
+In bfloat16 a batch's composition changes roundings, so that some answers differ on stock SGLang too; that run says how
+many.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Difference:
         num_prunes: Prunes of these turns.
         mean_same_kept: Share of a layer's kept tokens that are the same, mean over all layers and prunes.
         least_same_kept: Of the worst prune, mean over its layers.
+        worst_prune: Its turn, screenshot, segment, and how many tokens were kept under load and alone.
     """
 
     num_turns: int
@@ -56,6 +58,7 @@ class Difference:
     num_prunes: int
     mean_same_kept: float
     least_same_kept: float
+    worst_prune: str = ""
 
 
 def compare(loaded: Mapping[str, Turn], alone: Mapping[str, Turn], drops: Sequence[Drop]) -> Difference:
@@ -65,7 +68,7 @@ def compare(loaded: Mapping[str, Turn], alone: Mapping[str, Turn], drops: Sequen
         by_rid.setdefault(drop.rid, {})[drop.frame, drop.start, drop.end] = drop
     num_compared = num_same = 0
     gaps: list[float] = []
-    overlaps: list[float] = []
+    overlaps: list[tuple[float, str]] = []
     cut: set[str] = set()
     for name in sorted(set(loaded) & set(alone)):
         conversation = name.split("-")[0]
@@ -77,13 +80,15 @@ def compare(loaded: Mapping[str, Turn], alone: Mapping[str, Turn], drops: Sequen
             continue
         num_compared += 1
         num_same += turn.tokens == again.tokens
-        overlaps += [_overlap(mine[place], other[place]) for place in mine]
+        overlaps += [_overlap(name, mine[place], other[place]) for place in mine]
         pairs = zip(turn.tokens, again.tokens, turn.logprobs, again.logprobs, strict=True)
         for token, also, logprob, expected in pairs:
             gaps.append(abs(logprob - expected))
             if token != also:
+                cut.add(conversation)  # what follows is another conversation
                 break
     gaps.sort()
+    worst = min(overlaps, default=(1.0, ""))
     return Difference(
         num_turns=len(loaded),
         num_compared=num_compared,
@@ -92,17 +97,20 @@ def compare(loaded: Mapping[str, Turn], alone: Mapping[str, Turn], drops: Sequen
         dlogprob_p99=gaps[len(gaps) * 99 // 100] if gaps else 0.0,
         dlogprob_max=gaps[-1] if gaps else 0.0,
         num_prunes=len(overlaps),
-        mean_same_kept=sum(overlaps) / len(overlaps) if overlaps else 1.0,
-        least_same_kept=min(overlaps, default=1.0),
+        mean_same_kept=sum(share for share, _ in overlaps) / len(overlaps) if overlaps else 1.0,
+        least_same_kept=worst[0],
+        worst_prune=worst[1],
     )
 
 
-def _overlap(mine: Drop, other: Drop) -> float:
-    """Share of the tokens that both kept, mean over the layers."""
-    if not mine.kept.shape[1] or mine.kept.shape != other.kept.shape:
-        return float(mine.kept.shape == other.kept.shape)
+def _overlap(turn: str, mine: Drop, other: Drop) -> tuple[float, str]:
+    """Share of the tokens that both kept, mean over the layers, and where that was."""
+    counts = mine.kept.shape[1], other.kept.shape[1]
+    place = f"{turn}, screenshot {mine.frame}, {mine.start}-{mine.end}, {counts[0]} and {counts[1]} kept"
+    if not counts[0] or counts[0] != counts[1]:
+        return float(counts[0] == counts[1]), place
     same = [len(set(a) & set(b)) / len(a) for a, b in zip(mine.kept.tolist(), other.kept.tolist(), strict=True)]
-    return sum(same) / len(same)
+    return sum(same) / len(same), place
 
 
 def long_context_model(folder: Path) -> Path:

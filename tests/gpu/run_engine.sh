@@ -42,7 +42,7 @@ for step in "${@:-tests parity load memcheck}"; do
     for name in $step; do
         case $name in
         tests)
-            start tests "$PYTHON" -m pytest -m gpu -n "$GPU_JOBS" --dist loadgroup --results-csv "$OUT/test_gpu.csv"
+            RESULTS_CSV=$OUT/test_gpu.csv start tests "$PYTHON" -m pytest -m gpu -n "$GPU_JOBS" --dist loadgroup
             ;;
         parity)
             start parity "$PYTHON" tests/gpu/parity.py --out "$OUT/parity" --jobs "$PARITY_JOBS" \

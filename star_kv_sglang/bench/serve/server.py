@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from star_kv_sglang.bench.serve.errors import ServeBenchError
-from star_kv_sglang.rollout.server import serving
+from star_kv_sglang.rollout.server import serving, terminable
 
 STOCK: Final = "stock"
 FULL: Final = "full"
@@ -117,11 +118,25 @@ def policy_server(
     Raises:
         RolloutError: the server ended, or was not ready in time.
     """
-    before = dict(os.environ)
-    os.environ.update({**_ENVIRONMENT, **before, _PLUGINS: policy.plugins})
-    try:
-        with serving([*arguments, *policy.arguments], log_file, port=port, timeout_s=timeout_s, on_wait=on_wait) as url:
-            yield url
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    environment = {**_ENVIRONMENT, **os.environ, _PLUGINS: policy.plugins}
+    flags = [*arguments, *policy.arguments]
+    with serving(flags, log_file, port=port, timeout_s=timeout_s, on_wait=on_wait, environment=environment) as url:
+        yield url
+
+
+@contextmanager
+def policy_servers(starting: Sequence[AbstractContextManager[str]]) -> Iterator[list[str]]:
+    """Run several servers while the body runs; they start at the same time.
+
+    Args:
+        starting: one `policy_server` each.
+
+    Yields:
+        Their base URLs.
+
+    Raises:
+        RolloutError: one of them did not start; the others have ended then.
+    """
+    with terminable(), ExitStack() as running, ThreadPoolExecutor(len(starting)) as threads:
+        started = [threads.submit(running.enter_context, server) for server in starting]
+        yield [future.result() for future in started]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from star_kv_sglang.bench.serve.branches import run_branches
+from star_kv_sglang.bench.serve.client import Prompt, Stream
 from star_kv_sglang.bench.serve.context import Context
 from star_kv_sglang.bench.serve.results import Figure
-from star_kv_sglang.bench.serve.ttft import run_ttft
+from star_kv_sglang.bench.serve.server import Policy
+from star_kv_sglang.bench.serve.ttft import run_ttft, run_ttft_side_by_side
 from tests.bench.serve.fake_engine import TOKENS_PER_SCREEN, FakeEngine, context
 
 
@@ -77,3 +79,44 @@ def test_each_turn_continues_the_one_before(tmp_path: Path) -> None:
     first, second, third = engine.prompts[:3]
     assert second.text.startswith(first.text) and third.text.startswith(second.text)
     assert engine.prompts[3].text[:40] != first.text[:40]
+
+
+class Timed(FakeEngine):
+    """An engine whose answers take known times."""
+
+    first_s, step_s = 0.05, 0.01
+
+    async def ask(self, prompt: Prompt, **more: object) -> Stream:  # type: ignore[override]
+        answer = await super().ask(prompt, max_new_tokens=4)
+        order.append(self)
+        answer.chunks = [(self.first_s, 1), (self.first_s + 3 * self.step_s, 4)]
+        return answer
+
+
+order: list[Timed] = []
+
+
+def test_side_by_side_servers_take_turns_and_each_repeat_gives_a_ratio(tmp_path: Path) -> None:
+    stock, other = Timed(10**6), Timed(10**6)
+    other.first_s, other.step_s = 0.06, 0.005
+    on = [context(engine, tmp_path, "ttft", ttft_turns=2, ttft_repeats=3) for engine in (stock, other)]
+    on[1].policy = Policy("star", 0.2)
+    order.clear()
+    asyncio.run(run_ttft_side_by_side(on))
+    # the warm-up and three repeats of two turns, another server first each time
+    assert [engine is stock for engine in order] == [True, True, False, False, False, False, True, True] * 2
+    assert "ttft_ratio" not in _figures(on[0])
+    found = [figure for figure in on[1].results.figures if figure.metric.endswith("_ratio")]
+    assert [(row.metric, row.batch, row.value) for row in found] == [
+        (metric, turn, pytest.approx(value))
+        for turn in (1, 2)
+        for metric, value in (("ttft_ratio", 1.2), ("scheduler_ratio", 1.0), ("step_ratio", 0.5))
+    ]
+    assert _figures(on[1])["step_ms_p50"].value == pytest.approx(5.0)
+
+
+def test_side_by_side_stops_together(tmp_path: Path) -> None:
+    on = [context(Timed(10**6), tmp_path, "ttft", ttft_turns=2, ttft_repeats=3) for _ in range(2)]
+    on[1].end = time.monotonic() - 1
+    asyncio.run(run_ttft_side_by_side(on))
+    assert all((row := _figures(each)["ttft_ms_p50"]).value is None and row.partial for each in on)

@@ -78,6 +78,17 @@ def test_a_plugin_that_does_nothing_must_cost_nothing() -> None:
     assert _verdict([*figures, _steps("stock", MIDDLE, 12.0)], "full with").met is False
 
 
+def test_ratios_of_the_same_conversations_count_instead_of_two_medians() -> None:
+    figures = [
+        *(Figure(policy, "ttft", "ttft_ms_p50", ms, batch=1) for policy, ms in {"stock": 300.0, "full": 330.0}.items()),
+        Figure("full", "ttft", "ttft_ratio", 1.004, batch=1),
+        Figure("star 0.2", "ttft", "ttft_ms_p50", 330.0, batch=1),
+        Figure("star 0.2", "ttft", "ttft_ratio", 1.012, batch=1),
+    ]
+    assert _verdict(figures, "full with").measured == "1.004 at worst (ttft ttft_ratio, batch or turn 1)"
+    assert _verdict(figures, "first token").measured == "1.012x at worst"
+
+
 def test_the_table_shows_ratios_reasons_and_what_is_partial() -> None:
     figures = [
         _steps("stock", LONG, 20.0),

@@ -7,7 +7,7 @@ import pytest
 from star_kv_sglang.bench.serve.client import Stream
 from star_kv_sglang.bench.serve.decode import tokens_per_second
 from star_kv_sglang.bench.serve.errors import ServeBenchError
-from star_kv_sglang.bench.serve.statistic import percentile
+from star_kv_sglang.bench.serve.statistic import median_interval, percentile
 
 
 def test_each_stream_counts_from_its_first_to_its_last_chunk_inside() -> None:
@@ -43,3 +43,15 @@ def test_percentile(values: list[float], share: float, expected: float) -> None:
 def test_percentile_of_nothing() -> None:
     with pytest.raises(ValueError, match="at least one"):
         percentile([], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("number", "low", "high"), [(1, 1, 1), (5, 1, 5), (6, 1, 6), (9, 2, 8), (12, 3, 10), (20, 6, 15)]
+)
+def test_interval_of_a_median_has_the_ranks_of_the_tables(number: int, low: int, high: int) -> None:
+    values = [float(value) for value in range(number, 0, -1)]
+    assert median_interval(values) == ((number + 1) / 2, low, high)
+
+
+def test_an_outlier_moves_no_interval() -> None:
+    assert median_interval([1.0] * 8 + [50.0]) == (1.0, 1.0, 1.0)
