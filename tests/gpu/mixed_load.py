@@ -23,6 +23,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+from star_kv_sglang.bench.serve.machine import describe
 from tests.engine.harness import TestEngine, running_engine
 from tests.engine.masked_reference import Drop, read_drops
 from tests.gpu.load import BURST_TOKENS, LONG_PROMPTS, Load, Turn
@@ -191,6 +192,7 @@ def main() -> None:
             run_s = time.monotonic() - started - start_s
         difference = compare(loaded.turns, alone.turns, read_drops(trace) if trace.exists() else [])
     result = {
+        "machine": asdict(describe("/".join(EXAMPLE_MODEL.parts[-2:]))),
         "policy": given.policy, "page_size": given.page_size, "shrink": given.shrink,
         "start_s": round(start_s, 1), "run_s": round(run_s, 1), "num_requests": loaded.num_sent,
         "ended": dict(loaded.done), "kinds": dict(loaded.kinds), "difference": asdict(difference), "stats": stats,

@@ -20,9 +20,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from star_kv_sglang.bench.serve.machine import describe
+from tests.models.checkpoints import EXAMPLE_MODEL
 
 CPU_REFERENCE = Path(__file__).with_name("cpu_choices.json.gz")
 STOCK, CPU = "stock", "cpu"
@@ -87,6 +90,11 @@ def _like(group: Sequence[Setup], **other: Any) -> Setup:
     return Setup(**{**asdict(base), **other, "reference": base.name})
 
 
+def recorded_setup() -> Setup:
+    """The engine whose choices are recorded on a CPU."""
+    return Setup("0.2", dtype="float32", graph=False, exact=True)
+
+
 def table() -> list[Setup]:
     """All engines; the slow starters first."""
     half = _group("float16", 1, None, "1.0", "0.2")
@@ -94,7 +102,7 @@ def table() -> list[Setup]:
     chunked = _group("bfloat16", 1, 256, "1.0", "0.2")
     pages = _group("bfloat16", 16, None, "1.0", "0.2")
     large = _group("bfloat16", 64, 256, "1.0", "0.2")
-    exact = Setup("0.2", dtype="float32", graph=False, exact=True, reference=CPU)
+    exact = replace(recorded_setup(), reference=CPU)
     return [
         *half,
         _like(half, graph=False, overlap=False),
@@ -121,7 +129,6 @@ def run_one(setup: Setup, out: Path) -> None:
         cpu_mode.enable()
     from tests.engine.harness import running_engine
     from tests.gpu.scenario import as_json, kept_tokens, play
-    from tests.models.checkpoints import EXAMPLE_MODEL
 
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder)
@@ -234,11 +241,12 @@ def report(setups: Sequence[Setup], results: dict[str, dict[str, Any] | str]) ->
 
 
 def write(rows: Sequence[Row], out: Path) -> None:
-    """The table as CSV and as Markdown."""
+    """The table as CSV, with the machine in each row, and as Markdown."""
+    machine = asdict(describe("/".join(EXAMPLE_MODEL.parts[-2:])))
     names = [one.name for one in fields(Row)]
     values = [[getattr(row, name) for name in names] for row in rows]
     with (out / "parity.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([names, *values])
+        csv.writer(file).writerows([[*machine, *names], *([*machine.values(), *line] for line in values)])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(_cell(value) for value in line) + " |" for line in values]
     (out / "parity.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -268,7 +276,7 @@ def main() -> None:
     if given.reference:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "result.json"
-            run_one(Setup("0.2", dtype="float32", graph=False, exact=True), file)
+            run_one(recorded_setup(), file)
             with gzip.open(given.reference, "wt", encoding="utf-8") as packed:
                 packed.write(file.read_text(encoding="utf-8"))
         return
