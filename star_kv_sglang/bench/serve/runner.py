@@ -26,7 +26,7 @@ from star_kv_sglang.rollout.errors import RolloutError
 
 _WARM_UP_BRANCH: Final = 30_000
 _SHARED_POOL: Final = 32_768
-"""Slots of each of several servers on one GPU: two of the longest conversations that are held there."""
+"""Slots of each of several servers on one GPU: two conversations of the longest that are held there."""
 
 
 @dataclass(frozen=True)

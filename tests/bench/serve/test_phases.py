@@ -64,7 +64,8 @@ def test_first_token_per_turn_leaves_the_warm_up_out(tmp_path: Path) -> None:
     engine = FakeEngine(10**6)
     on = context(engine, tmp_path, "ttft", ttft_turns=3, ttft_repeats=2)
     asyncio.run(run_ttft(on))
-    assert [len(prompt.screens) for prompt in engine.prompts] == [1, 2, 3] * 3
+    # one screenshot between two conversations, then the turns
+    assert [len(prompt.screens) for prompt in engine.prompts] == [1, 1, 2, 3] * 3
     rows = [figure for figure in on.results.figures if figure.metric == "ttft_ms_p50"]
     assert [(row.batch, row.history, row.value) for row in rows] == [
         (turn, turn * TOKENS_PER_SCREEN, pytest.approx(50.0)) for turn in (1, 2, 3)
@@ -76,9 +77,9 @@ def test_first_token_per_turn_leaves_the_warm_up_out(tmp_path: Path) -> None:
 def test_each_turn_continues_the_one_before(tmp_path: Path) -> None:
     engine = FakeEngine(10**6)
     asyncio.run(run_ttft(context(engine, tmp_path, "ttft", ttft_turns=3, ttft_repeats=1)))
-    first, second, third = engine.prompts[:3]
+    _, first, second, third = engine.prompts[:4]
     assert second.text.startswith(first.text) and third.text.startswith(second.text)
-    assert engine.prompts[3].text[:40] != first.text[:40]
+    assert engine.prompts[4].text[:40] != engine.prompts[5].text[:40] != first.text[:40]
 
 
 class Timed(FakeEngine):
@@ -103,8 +104,8 @@ def test_side_by_side_servers_take_turns_and_each_repeat_gives_a_ratio(tmp_path:
     on[1].policy = Policy("star", 0.2)
     order.clear()
     asyncio.run(run_ttft_side_by_side(on))
-    # the warm-up and three repeats of two turns, another server first each time
-    assert [engine is stock for engine in order] == [True, True, False, False, False, False, True, True] * 2
+    # the warm-up and three repeats, each of one screenshot and two turns, another server first each time
+    assert [engine is stock for engine in order] == [*[True] * 3, *[False] * 6, *[True] * 3] * 2
     assert "ttft_ratio" not in _figures(on[0])
     found = [figure for figure in on[1].results.figures if figure.metric.endswith("_ratio")]
     assert [(row.metric, row.batch, row.value) for row in found] == [
