@@ -271,6 +271,7 @@ class PolicyEngine(CacheListener):
     def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
         pools = self._require_pools()
         summed = pools.side.attention
+        remembered = ((request, frame) for request, one in enumerate(plan.requests) for frame in one.remembered)
         return Observation(
             layouts=[one.layout for one in plan.requests],
             states=[one.state for one in plan.requests],
@@ -283,6 +284,7 @@ class PolicyEngine(CacheListener):
             frame_norms=pools.side.frame_norms[:, slots].float(),
             attention=plan.group_scores if summed is None else summed[:, None, slots],
             ops=self.ops,
+            remembered=frozenset(remembered if self.policy.scores_once else ()),
         )
 
     def _store_scores(self, plan: BatchPlan, seen: Observation, scored: PolicyScores) -> None:
