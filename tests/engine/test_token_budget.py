@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, Final
 
 import pytest
 
 from tests.engine.branches import NUM_OUTPUT, play
 from tests.engine.conversation import NUM_VISUAL, Chat, turn
-from tests.engine.harness import TestEngine, running_engine
+from tests.engine.harness import TestEngine
 
 pytestmark = pytest.mark.slow
 
 LIMIT = 700
-
-
-@pytest.fixture(scope="module")
-def budget_engine(checkpoint: Callable[[str], Path]) -> Iterator[TestEngine]:
-    with running_engine(
-        checkpoint("qwen2_5_vl"), kv_policy="star-paper", kv_token_budget=LIMIT, max_prefill_tokens=256
-    ) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(budget_engine: TestEngine) -> TestEngine:
-    """The engine with an empty tree."""
-    budget_engine.flush()
-    return budget_engine
+ENGINE: Final[Mapping[str, Any]] = {"kv_policy": "star-paper", "kv_token_budget": LIMIT, "max_prefill_tokens": 256}
 
 
 def test_nothing_is_pruned_below_the_budget(engine: TestEngine) -> None:
