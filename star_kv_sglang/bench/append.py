@@ -13,11 +13,13 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: The file; folders above it are made.
-        rows: At least one, all with the same names.
+        rows: All with the same names; nothing is written where there are none.
 
     Raises:
         ValueError: The file has other columns.
     """
+    if not rows:
+        return
     names = list(rows[0])
     found = header(path)
     if found and found != names:
