@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, FlashInferIndicesUpdaterDecode
 
+from star_kv_sglang.engine.ranges import profiled, stage
+
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -83,14 +85,15 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
                 kv_indices = wrapper._paged_kv_indices_buf
             else:
                 kv_indices = torch.empty(total, dtype=torch.int32, device=kv_indptr.device)
-            self._policy.ops.page_table(
-                self.req_to_token,
-                req_pool_indices[:num_rows],
-                paged_kernel_lens[:num_rows],
-                max_seq_len=longest,
-                kv_indptr=kv_indptr[: num_rows + 1],
-                kv_indices=kv_indices,
-            )
+            with profiled("page_table"):
+                self._policy.ops.page_table(
+                    self.req_to_token,
+                    req_pool_indices[:num_rows],
+                    paged_kernel_lens[:num_rows],
+                    max_seq_len=longest,
+                    kv_indptr=kv_indptr[: num_rows + 1],
+                    kv_indices=kv_indices,
+                )
             if padded > num_rows:
                 # A graph's padding rows read the padding slot, as in stock SGLang.
                 kv_indices[num_live:total] = 0
@@ -155,18 +158,19 @@ class StarFlashInferBackend(FlashInferAttnBackend):
             return
         num_live = sum(one.layout.num_live for one in plan.requests)
         device = forward_batch.req_pool_indices.device
-        kv_indptr = torch.empty(len(plan.requests) + 1, dtype=torch.int32, device=device)
-        kv_indices = torch.zeros(num_live + KV_INDICES_SLACK, dtype=torch.int32, device=device)
-        self._policy.ops.page_table(
-            self.req_to_token_pool.req_to_token,
-            forward_batch.req_pool_indices,
-            forward_batch.seq_lens,
-            max_seq_len=max(one.new_end for one in plan.requests),
-            kv_indptr=kv_indptr,
-            kv_indices=kv_indices,
-        )
-        self.dq_page_table = kv_indices
-        self.dq_paged_kernel_lens = kv_indptr[1:] - kv_indptr[:-1]
+        with stage("page_table"):
+            kv_indptr = torch.empty(len(plan.requests) + 1, dtype=torch.int32, device=device)
+            kv_indices = torch.zeros(num_live + KV_INDICES_SLACK, dtype=torch.int32, device=device)
+            self._policy.ops.page_table(
+                self.req_to_token_pool.req_to_token,
+                forward_batch.req_pool_indices,
+                forward_batch.seq_lens,
+                max_seq_len=max(one.new_end for one in plan.requests),
+                kv_indptr=kv_indptr,
+                kv_indices=kv_indices,
+            )
+            self.dq_page_table = kv_indices
+            self.dq_paged_kernel_lens = kv_indptr[1:] - kv_indptr[:-1]
         observer.begin(forward_batch.out_cache_loc, kv_indices[:num_live], kv_indptr)
 
     def forward_extend(

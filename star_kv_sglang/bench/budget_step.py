@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 import time
 from array import array
@@ -17,6 +16,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.bench.append import append_rows
 from star_kv_sglang.bench.serve.machine import describe
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import StarRadixCache
@@ -104,14 +104,7 @@ def measure(shape: StepShape, device: torch.device, *, num_steps: int = 12) -> S
 
 def append_csv(path: Path, shape: StepShape, times: StepTimes) -> None:
     """Append one row, with the machine's name and versions."""
-    row = {**asdict(describe("tree budget")), **asdict(shape), **asdict(times)}
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    append_rows(path, [{**asdict(describe("tree budget")), **asdict(shape), **asdict(times)}])
 
 
 def _fill(shape: StepShape, device: torch.device) -> tuple[StarRadixCache, TreeBudget]:

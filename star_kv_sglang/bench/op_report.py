@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import triton
 from rich.table import Table
 
 from star_kv_sglang import __version__
+from star_kv_sglang.bench.append import append_rows
 from star_kv_sglang.bench.timing import time_calls, time_eager
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
@@ -85,14 +85,8 @@ def environment() -> dict[str, str]:
 
 def append_csv(path: Path, rows: list[Measurement]) -> None:
     """Append rows with their environment; the header is written with the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     where = environment()
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*where, *Measurement.__dataclass_fields__])
-        if is_new:
-            writer.writeheader()
-        writer.writerows({**where, **asdict(row)} for row in rows)
+    append_rows(path, [{**where, **asdict(row)} for row in rows])
 
 
 def as_table(rows: list[Measurement]) -> Table:

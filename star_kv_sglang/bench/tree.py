@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import random
 import statistics
@@ -20,6 +19,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, Ma
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 
+from star_kv_sglang.bench.append import append_rows
 from star_kv_sglang.bench.serve.machine import describe
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import StarRadixCache
@@ -197,16 +197,8 @@ def _prune(forest: Forest, sequences: Sequence[array[int]], num_nodes: int) -> R
 
 def append_csv(path: Path, rows: Sequence[Row]) -> None:
     """Append the rows, with the machine's name and versions."""
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        for row in rows:
-            cells = {**asdict(describe("tree")), **asdict(row)}
-            writer = csv.DictWriter(file, list(cells))
-            if is_new:
-                writer.writeheader()
-                is_new = False
-            writer.writerow(cells)
+    machine = asdict(describe("tree"))
+    append_rows(path, [{**machine, **asdict(row)} for row in rows])
 
 
 def _timed(run: Callable[[], Any]) -> float:

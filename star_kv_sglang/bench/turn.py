@@ -1,169 +1,203 @@
-"""What the policy adds to one turn: GPU time of its stages inside the prefill, from a profile of the real engine."""
+"""What the policy adds to one turn and to decode steps after it, from profiles of the real engine."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from itertools import accumulate
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from star_kv_sglang.bench.append import append_rows
 from star_kv_sglang.bench.serve.checkpoint import SHAPES, write_checkpoint
 from star_kv_sglang.bench.serve.conversation import Conversation
 from star_kv_sglang.bench.serve.machine import describe
+from star_kv_sglang.bench.serve.results import Machine
 from star_kv_sglang.bench.serve.screens import write_screens
-from star_kv_sglang.engine.ranges import PREFIX
+from star_kv_sglang.bench.turn_profile import Profile, Waits, read_profile
 
 SCREEN_SIZE = (1920, 1080)
+FULL: Final = "full"
+"""The policy that changes nothing: stock SGLang."""
+EVERYTHING: Final = "everything"
+"""Name of the CSV's row for a whole profile."""
+
+GPU_ENGINE: Final[Mapping[str, Any]] = {
+    "attention_backend": "flashinfer",
+    "mm_attention_backend": "triton_attn",
+    "sampling_backend": "pytorch",
+    "mm_feature_transport": "cpu",
+    "cuda_graph_bs_decode": [1],
+    "max_total_tokens": 100_000,
+    "chunked_prefill_size": 16_384,
+}
+"""The same engine for every policy."""
+
+_SPARE_STEPS = 192
+"""Tokens that a profiled answer is longer than its profile: steps go on while the profiler starts and stops."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of the policy in the profiled turn.
+class Case:
+    """What is profiled.
 
     Attributes:
-        name: Its range in the profile.
-        num_ranges: How often it ran (per layer for what runs in every layer).
-        gpu_us: Time of its kernels and copies, microseconds.
-        elapsed_us: From the first to the last kernel of each range, waiting for launches included; a profiler makes
-            launches slower than they are.
-        share: ``gpu_us`` of the GPU time of the rest of the turn.
+        policy: The KV policy.
+        budget: Of a policy that prunes.
+        num_cached_screens: Screenshots in the history.
+        num_steps: About so many decode steps.
+        shape: Of the model.
+        screen_size: Width and height, pixels.
     """
 
-    name: str
-    num_ranges: int
-    gpu_us: float
-    elapsed_us: float
-    share: float
+    policy: str = "star"
+    budget: float = 0.2
+    num_cached_screens: int = 4
+    num_steps: int = 64
+    shape: str = "7b"
+    screen_size: tuple[int, int] = SCREEN_SIZE
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The policy's arguments of ``sglang.Engine``."""
+        return {"kv_policy": self.policy, **({} if self.policy == FULL else {"kv_budget": self.budget})}
 
 
 @dataclass(frozen=True)
 class TurnProfile:
-    """The profiled turn.
+    """Both profiles of an engine.
 
     Attributes:
-        kernel_us: GPU time of all kernels and copies of the turn, microseconds.
-        stages: The policy's stages.
+        turn: The prefill of a turn; a decode step or two follow.
+        decode: Decode steps over a history that was pruned.
     """
 
-    kernel_us: float
-    stages: tuple[Stage, ...]
+    turn: Profile
+    decode: Profile
 
     @property
-    def policy_share(self) -> float:
-        """GPU time of all stages over the GPU time of the rest of the turn."""
-        return sum(stage.share for stage in self.stages)
+    def parts(self) -> dict[str, Profile]:
+        """Both by name."""
+        return {"turn": self.turn, "decode": self.decode}
 
 
-def read_profile(events: Iterable[dict[str, Any]]) -> TurnProfile:
-    """Sum a profile's kernels and the policy's ranges.
+def profile_turn(folder: Path, case: Case, engine_arguments: Mapping[str, Any] = GPU_ENGINE) -> TurnProfile:
+    """Run a branch on a model with random weights; profile the prefill of its next turn, then another branch's answer.
 
-    Args:
-        events: ``traceEvents`` of a torch profile of the scheduler process.
-    """
-    work: list[tuple[float, float]] = []
-    ranges: dict[str, list[tuple[float, float]]] = {}
-    for event in events:
-        category = event.get("cat")
-        if category in ("kernel", "gpu_memcpy", "gpu_memset"):
-            work.append((float(event["ts"]), float(event["dur"])))
-        elif category == "gpu_user_annotation" and event["name"].startswith(PREFIX):
-            span = (float(event["ts"]), float(event["dur"]))
-            ranges.setdefault(event["name"].removeprefix(PREFIX), []).append(span)
-    work.sort()
-    starts = [start for start, _ in work]
-    busy = list(accumulate((duration for _, duration in work), initial=0.0))
-
-    def inside(start: float, duration: float) -> float:
-        return busy[bisect_right(starts, start + duration)] - busy[bisect_left(starts, start)]
-
-    gpu = {name: sum(inside(*span) for span in spans) for name, spans in ranges.items()}
-    rest = max(busy[-1] - sum(gpu.values()), 1e-9)
-    stages = tuple(
-        Stage(name, len(spans), gpu[name], sum(duration for _, duration in spans), gpu[name] / rest)
-        for name, spans in sorted(ranges.items())
-    )
-    return TurnProfile(busy[-1], stages)
-
-
-def profile_turn(
-    folder: Path, *, policy: str = "star", num_cached_screens: int = 4, budget: float = 0.2
-) -> TurnProfile:
-    """Run a branch on a 7B-shaped model and profile the prefill of its next turn.
-
-    The turns before are pinned, so that the new screenshot meets all of their tokens in the cache.
+    The turns before are pinned, so that the new screenshot meets all of their tokens in the cache. The branch whose
+    answer is profiled sends its whole history at once, and all of it is pruned.
 
     Args:
-        folder: Receives the model, the screenshots and the profile.
-        policy: The KV policy.
-        num_cached_screens: Screenshots in the history.
-        budget: Of the policy.
+        folder: Receives the model, the screenshots and the profiles.
+        case: What is profiled.
+        engine_arguments: Of the engine, beside the model and the policy.
     """
     import sglang
 
-    model = write_checkpoint(folder / "model", SHAPES["7b"])
-    screens = write_screens(folder / "screens", SCREEN_SIZE)
-    profiles = folder / "profile"
-    engine = sglang.Engine(
-        model_path=str(model),
-        load_format="dummy",
-        attention_backend="flashinfer",
-        mm_attention_backend="triton_attn",
-        sampling_backend="pytorch",
-        mm_feature_transport="cpu",
-        cuda_graph_bs_decode=[1],
-        max_total_tokens=100_000,
-        chunked_prefill_size=16_384,
-        kv_policy=policy,
-        kv_budget=budget,
-    )
+    model = write_checkpoint(folder / "model", SHAPES[case.shape])
+    screens = write_screens(folder / "screens", case.screen_size)
+    engine = sglang.Engine(model_path=str(model), load_format="dummy", **engine_arguments, **case.flags)
     try:
         for number in (0, 1):  # the first branch warms up everything that is compiled late
             talk = Conversation(f"<|im_start|> system w{300 + number} <|im_end|>")
-            for index in range(num_cached_screens):
+            for index in range(case.num_cached_screens):
                 talk = talk.shown(screens[index])
                 talk = talk.answered(_ask(engine, talk, share=True))
-            talk = talk.shown(screens[num_cached_screens])
+            talk = talk.shown(screens[case.num_cached_screens])
             if number == 1:
-                # The ranges need the CPU side. SGLang's defaults, Python stacks and shapes of all operators, take
-                # minutes to write for a turn of this size and slow its launches down.
-                engine.start_profile(
-                    output_dir=str(profiles), activities=["CPU", "GPU"], with_stack=False, record_shapes=False
-                )
+                _start_profile(engine, folder / "turn")
             _ask(engine, talk, share=False)
         engine.stop_profile()
+        whole = Conversation("<|im_start|> system w302 <|im_end|>")
+        for screen in screens[: case.num_cached_screens + 1]:
+            whole = whole.shown(screen)
+        _profile_answer(engine, whole, case.num_steps, folder / "decode")
     finally:
         engine.shutdown()
-    return read_profile(_load(_wait_for_trace(profiles))["traceEvents"])
+    return TurnProfile(_read(folder / "turn"), _read(folder / "decode"))
 
 
-def append_csv(path: Path, policy: str, profile: TurnProfile) -> None:
-    """Append one row for each stage, with the machine's name and versions."""
-    machine = asdict(describe("7b"))
-    rows = [
-        {**machine, "policy": policy, "turn_kernel_us": round(profile.kernel_us, 1), **asdict(stage)}
-        for stage in profile.stages
-    ]
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+def append_csv(path: Path, case: Case, profile: TurnProfile) -> None:
+    """Append a row for each stage of both profiles and one for each whole profile, with the machine's name."""
+    machine = asdict(describe(case.shape))
+    append_rows(path, [{**machine, **row} for row in rows_of(case, profile)])
+
+
+def columns() -> list[str]:
+    """What `append_csv` writes."""
+    nothing = Profile(0.0, 0, 0, Waits(), ())
+    return [*(one.name for one in fields(Machine)), *rows_of(Case(), TurnProfile(nothing, nothing))[0]]
+
+
+def rows_of(case: Case, profile: TurnProfile) -> list[dict[str, Any]]:
+    """The CSV's rows without the machine; those called ``everything`` count all calls, SGLang's included."""
+    rows = []
+    for part, one in profile.parts.items():
+        passes = {"num_prefills": one.num_prefills, "num_decodes": one.num_decodes}
+        head = {"policy": case.policy, "part": part, **passes, "kernel_us": round(one.kernel_us, 1)}
+        for stage in one.stages:
+            times = {"gpu_us": round(stage.gpu_us, 3), "elapsed_us": round(stage.elapsed_us, 3), "share": stage.share}
+            rows.append({**head, "name": stage.name, "num_ranges": stage.num_ranges, **times, **_cells(stage.waits)})
+        blank = {"num_ranges": "", "gpu_us": "", "elapsed_us": "", "share": ""}
+        rows.append({**head, "name": EVERYTHING, **blank, **_cells(one.waits)})
+    return rows
+
+
+def _cells(waits: Waits) -> dict[str, int]:
+    return {
+        "stream_waits": waits.stream,
+        "device_waits": waits.device,
+        "event_waits": waits.event,
+        "copy_waits": waits.copies,
+        "queued_copies": waits.queued_copies,
+    }
 
 
 def _ask(engine: Any, talk: Conversation, *, share: bool) -> str:
-    sampling = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True, "custom_params": {"kv_share": share}}
-    answer: str = engine.generate(
-        prompt=talk.text, image_data=[str(screen) for screen in talk.screens], sampling_params=sampling
-    )["text"]
+    answer: str = engine.generate(**_request(talk, share=share, num_tokens=2))["text"]
     return answer
+
+
+def _profile_answer(engine: Any, talk: Conversation, num_steps: int, folder: Path) -> None:
+    """Profile decode steps in the middle of an answer."""
+    chunks: Iterator[dict[str, Any]] = engine.generate(
+        **_request(talk, share=False, num_tokens=num_steps + _SPARE_STEPS), stream=True
+    )
+    first = _num_tokens(next(chunks))  # the prompt is pruned before its first decode step
+    _start_profile(engine, folder)
+    for chunk in chunks:
+        if _num_tokens(chunk) >= first + num_steps:
+            break
+    engine.stop_profile()
+    for _ in chunks:
+        pass
+
+
+def _request(talk: Conversation, *, share: bool, num_tokens: int) -> dict[str, Any]:
+    sampling = {
+        "temperature": 0,
+        "max_new_tokens": num_tokens,
+        "ignore_eos": True,
+        "custom_params": {"kv_share": share},
+    }
+    images = [str(screen) for screen in talk.screens]
+    return {"prompt": talk.text, "image_data": images, "sampling_params": sampling}
+
+
+def _num_tokens(chunk: dict[str, Any]) -> int:
+    return int(chunk["meta_info"]["completion_tokens"])
+
+
+def _start_profile(engine: Any, folder: Path) -> None:
+    # The ranges need the CPU side. SGLang's defaults, Python stacks and shapes of all operators, take minutes to write
+    # for a turn of this size and slow its launches down.
+    engine.start_profile(output_dir=str(folder), activities=["CPU", "GPU"], with_stack=False, record_shapes=False)
+
+
+def _read(folder: Path) -> Profile:
+    return read_profile(_load(_wait_for_trace(folder))["traceEvents"])
 
 
 def _wait_for_trace(folder: Path, *, timeout_s: float = 60) -> Path:

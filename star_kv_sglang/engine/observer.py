@@ -92,9 +92,13 @@ class Observer:
             kv_indices: Slots of the live tokens of all requests, packed, [N].
             kv_indptr: int32 [R + 1].
         """
-        plan = self.plan
-        if plan is None:
-            return
+        if self.plan is not None:
+            with stage("begin"):
+                self._begin(self.plan, out_cache_loc, kv_indices, kv_indptr)
+
+    def _begin(
+        self, plan: BatchPlan, out_cache_loc: torch.Tensor, kv_indices: torch.Tensor, kv_indptr: torch.Tensor
+    ) -> None:
         device = out_cache_loc.device
         self._note_visual_tokens(plan, out_cache_loc)
         plan.kv_indices, plan.kv_indptr = kv_indices, kv_indptr
@@ -149,12 +153,14 @@ class Observer:
             hidden: [num_new_tokens, C], after the input norm.
         """
         if self.plan is not None and self._visual_rows is not None and self._visual_slots is not None:
-            with stage("frame_norms"):
-                norms = self._pools.side.frame_norms[layer]
-                visual = hidden[self._visual_rows]
-                centres = None
-                if self._frame_indptr is not None:
+            visual = centres = None
+            if self._frame_indptr is not None:
+                with stage("frame_means"):
+                    visual = hidden[self._visual_rows]
                     centres = self.ops.frame_means(visual, self._frame_indptr, max_rows=max(self._frame_sizes))
+            with stage("frame_norms"):
+                visual = hidden[self._visual_rows] if visual is None else visual
+                norms = self._pools.side.frame_norms[layer]
                 self.ops.frame_norms(visual, self._visual_slots, norms, centres, self._centre_ids)
 
     @property

@@ -38,6 +38,7 @@ class RequestPlan:
         quota: Tokens that the segments may keep together.
         state: Trajectory state that the request inherits.
         budget: Share of its private visual tokens that stay.
+        remembered: Indices of the screenshots all of whose scores are stored.
     """
 
     req: Req
@@ -50,6 +51,7 @@ class RequestPlan:
     quota: int
     state: TrajectoryState
     budget: float
+    remembered: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -137,6 +139,24 @@ def plan_request(
         quota=visual_quota(segments, budget),
         state=inherited_state(tree, path),
         budget=budget,
+        remembered=remembered_frames(shown, known, in_tree),
+    )
+
+
+def remembered_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree: int) -> frozenset[int]:
+    """Indices of the frames whose scores are all stored.
+
+    Args:
+        frames: Of a prompt.
+        known: The segments of the tree's part of it.
+        in_tree: Length of that part.
+    """
+    # Tokens outside of a core are never pruned, so that nobody asks for their scores.
+    unscored = [segment for segment in known if segment.core_len and not segment.ident]
+    return frozenset(
+        index
+        for index, frame in enumerate(frames)
+        if frame.end <= in_tree and not any(one.start < frame.end and one.end > frame.start for one in unscored)
     )
 
 

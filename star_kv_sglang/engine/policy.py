@@ -24,7 +24,7 @@ from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.observer import Observer, rows_of
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
 from star_kv_sglang.engine.prune import KVPools, prune_path
-from star_kv_sglang.engine.ranges import measure_with, stage
+from star_kv_sglang.engine.ranges import measure_with, profiled, stage
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
@@ -242,13 +242,14 @@ class PolicyEngine(CacheListener):
         if not plan.observed or plan.kv_indices is None or plan.kv_indptr is None:
             return
         with self._faults.guard("scoring a batch", "its prompts stay unpruned"):
-            self._score(plan, plan.kv_indices.long(), plan.kv_indptr)
+            self._score(plan, plan.kv_indices, plan.kv_indptr)
 
-    def _score(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> None:
+    def _score(self, plan: BatchPlan, kv_indices: torch.Tensor, kv_indptr: torch.Tensor) -> None:
         with stage("fuse"):
-            seen = self._observation(plan, slots, kv_indptr)
+            seen = self._observation(plan, kv_indices.long(), kv_indptr)
             scored, corrupt = without_nan(self.policy.score(seen), seen)
-            self._store_scores(plan, slots, seen, scored)
+        with stage("store"):
+            self._store_scores(plan, seen, scored)
         with stage("select"):
             if self.config.token_budget is not None:
                 choices = [Choice((), 0, None, state) for state in scored.states]
@@ -270,6 +271,7 @@ class PolicyEngine(CacheListener):
     def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
         pools = self._require_pools()
         summed = pools.side.attention
+        remembered = ((request, frame) for request, one in enumerate(plan.requests) for frame in one.remembered)
         return Observation(
             layouts=[one.layout for one in plan.requests],
             states=[one.state for one in plan.requests],
@@ -282,9 +284,10 @@ class PolicyEngine(CacheListener):
             frame_norms=pools.side.frame_norms[:, slots].float(),
             attention=plan.group_scores if summed is None else summed[:, None, slots],
             ops=self.ops,
+            remembered=frozenset(remembered if self.policy.scores_once else ()),
         )
 
-    def _store_scores(self, plan: BatchPlan, slots: torch.Tensor, seen: Observation, scored: PolicyScores) -> None:
+    def _store_scores(self, plan: BatchPlan, seen: Observation, scored: PolicyScores) -> None:
         """Remember the score of each token of the prompts that were observed, so that it can be pruned again without a
         query.
         """
@@ -293,6 +296,7 @@ class PolicyEngine(CacheListener):
             return
         scores = self.policy.lasting(seen, scored)
         scores = torch.where(scores.isnan(), scored.calibrated, scores)
+        slots = seen.slots
         ends = list(accumulate(one.layout.num_live for one in plan.requests))
         runs = [
             range(e - one.layout.num_live, e) for one, e in zip(plan.requests, ends, strict=True) if one.layout.window
@@ -409,7 +413,8 @@ class PolicyEngine(CacheListener):
             self._note_state(tree, req, choice)
             with self._faults.guard("pruning a prompt", "it stays unpruned"):
                 self._prune(tree, req, choice, has_row=has_row)
-            tree.register_path(req.last_node)
+            with stage("register"):
+                tree.register_path(req.last_node)
             self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
@@ -418,7 +423,9 @@ class PolicyEngine(CacheListener):
     def _note_state(self, tree: StarRadixCache, req: Req, choice: Choice) -> None:
         """Store the state that the prompt leaves behind, unless it comes from scores that are no numbers."""
         flags, index = self._corrupt.pop(req.rid)
-        if not flags.wait()[index]:
+        with profiled("state"):
+            is_corrupt = bool(flags.wait()[index])
+        if not is_corrupt:
             tree.extra(req.last_node).state = choice.state
             return
         if not self.counters.num_recency_fallbacks:
@@ -473,7 +480,8 @@ class PolicyEngine(CacheListener):
         counters.num_budget_steps += 1
         counters.num_pruned_tokens += cut.num_freed
         if tree.private_size() > limit:
-            counters.num_budget_evicted_tokens += tree.drop_private_leaves(tree.private_size() - target)
+            with stage("budget"):
+                counters.num_budget_evicted_tokens += tree.drop_private_leaves(tree.private_size() - target)
         counters.num_budget_misses += tree.private_size() > limit
 
     def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:

@@ -23,6 +23,13 @@ def measure_with(clock: StageClock) -> None:
 
 def stage(name: str) -> AbstractContextManager[object]:
     """A range that profiles show and the clock measures; costs nothing while there is neither."""
+    if _clock is None or torch.autograd.profiler._is_profiler_enabled:
+        return profiled(name)
+    return _clock.measure(name)
+
+
+def profiled(name: str) -> AbstractContextManager[object]:
+    """A range that only profiles show, for what every decode step does: measuring it would cost the step time."""
     if torch.autograd.profiler._is_profiler_enabled:
         return torch.profiler.record_function(PREFIX + name)
-    return nullcontext() if _clock is None else _clock.measure(name)
+    return nullcontext()

@@ -17,7 +17,7 @@ import torch
 from star_kv_sglang.algorithm.layout import PromptLayout
 from star_kv_sglang.algorithm.pipeline import ScoredBatch, score_batch
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.distinctness import by_place_in_line, distinctness
+from star_kv_sglang.policies.base.distinctness import by_place_in_line, distinctness, distinctness_rank
 from star_kv_sglang.policies.base.grid import merged_ranks
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores, Split
 
@@ -53,10 +53,12 @@ class Policy(KVPolicy):
             for index, frame in enumerate(layout.frames):
                 if not frame.num_live or not layout.window:
                     continue
-                span = seen.frame(request, index)
-                standing_out = distinctness(seen, request, index, self.settings)
-                by_question = standing_out if asked is None else asked.calibrated[:, span]
-                scores[:, span] = merged_ranks(by_question, standing_out, shares[request])
+                span, share = seen.frame(request, index), shares[request]
+                if asked is None or share <= 0:
+                    scores[:, span] = distinctness_rank(seen, request, index, self.settings)
+                else:
+                    standing_out = distinctness(seen, request, index, self.settings)
+                    scores[:, span] = merged_ranks(asked.calibrated[:, span], standing_out, share)
         layer_mean = scores.mean(dim=0)
         states = list(seen.states)
         for request, (layout, share) in enumerate(zip(seen.layouts, shares, strict=True)):

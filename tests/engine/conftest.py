@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from star_kv_sglang import cpu_mode
+from tests.engine.harness import TestEngine, running_engine
 from tests.models.checkpoints import EXAMPLE_MODEL, MAKERS
 
 _ENGINES = ("played", "arguments", "kind")
@@ -37,3 +38,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the file's engine writes what it prunes."""
+    return tmp_path_factory.mktemp("trace")
+
+
+@pytest.fixture(scope="module")
+def file_engine(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path], trace: Path) -> Iterator[TestEngine]:
+    """One engine for all tests of a file, with the arguments that the file calls ``ENGINE``."""
+    arguments = dict(request.module.ENGINE)
+    config = {"trace_dir": str(trace), **arguments.pop("policy_config", {})}
+    with running_engine(checkpoint("qwen2_5_vl"), policy_config=config, **arguments) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(file_engine: TestEngine) -> TestEngine:
+    """The file's engine with an empty tree."""
+    file_engine.flush()
+    assert file_engine.stats()["num_used_pool_tokens"] == 0
+    return file_engine

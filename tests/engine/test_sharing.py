@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import torch
 
 from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, screenshot, turn
-from tests.engine.harness import TestEngine, running_engine
+from tests.engine.harness import TestEngine
 from tests.engine.masked_reference import MaskedReference, drops_of, read_drops, worst_difference
 
 pytestmark = pytest.mark.slow
@@ -19,32 +20,14 @@ BUDGET = 0.2
 NUM_OUTPUT = 4
 
 
-@pytest.fixture(scope="module")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trace")
-
-
-@pytest.fixture(scope="module")
-def shared_engine(checkpoint: Callable[[str], Path], trace: Path) -> Iterator[TestEngine]:
-    """One engine; the prior and the temporal discount work from the second screenshot on."""
-    config = {"trace_dir": str(trace), "prior_warmup_steps": 0, "prior_ramp_steps": 1, "temporal_discount": True}
-    with running_engine(
-        checkpoint("qwen2_5_vl"),
-        exact=True,
-        kv_policy="star-paper",
-        kv_budget=BUDGET,
-        policy_config=config,
-        max_prefill_tokens=64,
-    ) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(shared_engine: TestEngine) -> TestEngine:
-    """The engine with an empty tree."""
-    shared_engine.flush()
-    assert shared_engine.stats()["num_used_pool_tokens"] == 0
-    return shared_engine
+ENGINE: Final[Mapping[str, Any]] = {
+    "exact": True,
+    "kv_policy": "star-paper",
+    "kv_budget": BUDGET,
+    "policy_config": {"prior_warmup_steps": 0, "prior_ramp_steps": 1, "temporal_discount": True},
+    "max_prefill_tokens": 64,
+}
+"""The prior and the temporal discount work from the second screenshot on."""
 
 
 def num_text(answer: Answer, num_frames: int) -> int:

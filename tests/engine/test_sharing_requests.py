@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 import torch
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, screenshot, turn
-from tests.engine.harness import TestEngine, running_engine
+from tests.engine.harness import TestEngine
 from tests.engine.masked_reference import drops_of
 
 pytestmark = pytest.mark.slow
@@ -21,29 +22,8 @@ NUM_OUTPUT = 4
 NUM_BRANCHES = 8
 
 
-@pytest.fixture(scope="module")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trace")
-
-
-@pytest.fixture(scope="module")
-def shared_engine(checkpoint: Callable[[str], Path], trace: Path) -> Iterator[TestEngine]:
-    """One engine that needs several batches for eight prompts."""
-    with running_engine(
-        checkpoint("qwen2_5_vl"),
-        kv_policy="star-paper",
-        kv_budget=0.2,
-        policy_config={"trace_dir": str(trace)},
-        max_prefill_tokens=128,
-    ) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(shared_engine: TestEngine) -> TestEngine:
-    """The engine with an empty tree."""
-    shared_engine.flush()
-    return shared_engine
+ENGINE: Final[Mapping[str, Any]] = {"kv_policy": "star-paper", "kv_budget": 0.2, "max_prefill_tokens": 128}
+"""Needs several batches for eight prompts."""
 
 
 def test_eight_branches_that_arrive_together_find_the_screenshot_whole(engine: TestEngine, trace: Path) -> None:

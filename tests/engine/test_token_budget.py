@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
 
 import pytest
 
 from tests.engine.branches import NUM_OUTPUT, play
-from tests.engine.conversation import NUM_VISUAL, turn
-from tests.engine.harness import TestEngine, running_engine
+from tests.engine.conversation import NUM_VISUAL, Chat, turn
+from tests.engine.harness import TestEngine
 
 pytestmark = pytest.mark.slow
 
 LIMIT = 700
-
-
-@pytest.fixture(scope="module")
-def budget_engine(checkpoint: Callable[[str], Path]) -> Iterator[TestEngine]:
-    with running_engine(
-        checkpoint("qwen2_5_vl"), kv_policy="star-paper", kv_token_budget=LIMIT, max_prefill_tokens=256
-    ) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(budget_engine: TestEngine) -> TestEngine:
-    """The engine with an empty tree."""
-    budget_engine.flush()
-    return budget_engine
+ENGINE: Final[Mapping[str, Any]] = {"kv_policy": "star-paper", "kv_token_budget": LIMIT, "max_prefill_tokens": 256}
 
 
 def test_nothing_is_pruned_below_the_budget(engine: TestEngine) -> None:
@@ -57,3 +44,26 @@ def test_branches_of_different_sizes_compete(engine: TestEngine) -> None:
     stats = engine.stats()
     assert stats["num_private_tokens"] <= LIMIT
     assert stats["num_live_tokens"] + stats["num_hole_tokens"] > LIMIT
+
+
+def test_a_request_for_no_token_puts_no_step_off(engine: TestEngine) -> None:
+    """It comes last in its batch: what the others bring is cut while all of them run, and not when one of them ends."""
+    chats = play(engine, 4, 3)
+    before = engine.stats()
+    asked = [turn(chat, 70_000 + number) for number, chat in enumerate(chats)]
+
+    async def together() -> dict[str, int]:
+        async with engine.held():
+            running = [await engine.queue(chat, 200) for chat in asked]
+            cached = await engine.queue(turn(Chat(), 80_000), 0)
+        await cached
+        stats = await engine.stats_soon()
+        assert not any(task.done() for task in running)
+        await asyncio.gather(*running)
+        return stats
+
+    stats = engine.run(together())
+    assert before["num_private_tokens"] + 4 * NUM_VISUAL > LIMIT, "there is something to cut"
+    assert stats["num_private_tokens"] <= LIMIT
+    assert stats["num_budget_steps"] == before["num_budget_steps"] + 1
+    assert stats["num_budget_misses"] == before["num_budget_misses"]

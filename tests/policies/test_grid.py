@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from star_kv_sglang.policies.base.grid import is_beside_peak, is_peak, merged_ranks, ranks
+from star_kv_sglang.policies.base.grid import is_beside_peak, is_peak, merged_ranks, places, ranks
 
 
 def test_ranks_are_spread_evenly_and_the_earlier_of_equals_is_higher() -> None:
     assert ranks(torch.tensor([[2.0, 9.0, 2.0, -1.0, 5.0]])).tolist() == [[0.5, 1.0, 0.25, 0.0, 0.75]]
+
+
+def test_places_count_from_the_highest() -> None:
+    assert places(torch.tensor([[2.0, 9.0, 2.0, -1.0, 5.0]])).tolist() == [[2, 0, 3, 4, 1]]
 
 
 def test_the_only_token_has_a_rank() -> None:

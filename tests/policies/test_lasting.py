@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import median_low
+from typing import Any
 
 import pytest
 import torch
 
 from star_kv_sglang.policies import policy_class
+from star_kv_sglang.policies.base import distinctness
+from star_kv_sglang.policies.base.grid import is_beside_peak
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
 from tests.policies.prefill import NUM_LAYERS, PARAMS, Prefill, watched
 
@@ -59,6 +62,37 @@ def test_a_token_s_place_counts_in_what_its_screenshot_shows(name: str) -> None:
                 best_first = stored[layer, span][order[layer]].tolist()
                 assert best_first == pytest.approx([shown / (shown + place) for place in range(frame.num_live)])
     assert len(counts) > 2
+
+
+@pytest.mark.parametrize("name", ["star", "distinct"])
+def test_what_is_remembered_is_not_computed_again(name: str) -> None:
+    policy = policy_class(name)(PolicySettings(PARAMS))
+    _, before = watched(policy, spiky(5))
+    scored = policy.score(before)
+    stored = policy.lasting(before, scored)
+    seen = replace(before, remembered=frozenset({(0, 0), (1, 1)}))
+    again = policy.lasting(seen, scored)
+    for request, layout in enumerate(seen.layouts):
+        for index in range(len(layout.frames)):
+            span = seen.frame(request, index)
+            if (request, index) in seen.remembered:
+                assert not again[:, span].any()
+            else:
+                assert torch.equal(again[:, span], stored[:, span])
+
+
+@pytest.mark.parametrize("name", ["star", "distinct"])
+def test_what_lies_beside_a_peak_is_found_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+
+    def find(scores: torch.Tensor, *place: Any) -> torch.Tensor:
+        looked_at.append(scores.data_ptr())
+        return is_beside_peak(scores, *place)
+
+    monkeypatch.setattr(distinctness, "is_beside_peak", find)
+    seen, _, _ = lasting(name, spiky(6))
+    assert len(looked_at) == len(set(looked_at)) == sum(len(layout.frames) for layout in seen.layouts)
+    assert not seen.beside_peak, "and is not kept longer than that"
 
 
 def test_a_screenshot_of_larger_activations_is_worth_no_more() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.policies.base.grid import is_beside_peak, is_peak, ranks
+from star_kv_sglang.policies.base.grid import is_beside_peak, is_peak, places, ranks
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
 
 PROMINENT = 2.0
@@ -26,13 +26,21 @@ def distinctness(seen: Observation, request: int, index: int, settings: PolicySe
         float32 [L, V], 0 to 1 by rank; 1 more for a peak where ``beside_peak`` is 0.
     """
     span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
-    distances, places = seen.frame_norms[:, span], seen.frame_offsets[:, span]
+    distances = seen.frame_norms[:, span]
     if not settings.peaks:
         return ranks(distances)
     if settings.beside_peak == 0:
-        return ranks(distances) + is_peak(distances, places, frame.rows, frame.cols)
-    beside = is_beside_peak(distances, places, frame.rows, frame.cols)
+        return ranks(distances) + is_peak(distances, seen.frame_offsets[:, span], frame.rows, frame.cols)
+    beside = _beside_peak(seen, request, index)
+    if (request, index) not in seen.remembered:
+        seen.beside_peak[request, index] = beside
     return ranks(torch.addcmul(distances, distances, beside, value=settings.beside_peak - 1))
+
+
+def distinctness_rank(seen: Observation, request: int, index: int, settings: PolicySettings) -> torch.Tensor:
+    """`distinctness` as a rank, 0 to 1, also where peaks come first; arguments as there."""
+    scores = distinctness(seen, request, index, settings)
+    return ranks(scores) if settings.peaks and settings.beside_peak == 0 else scores
 
 
 def num_prominent(seen: Observation, request: int, index: int) -> torch.Tensor:
@@ -47,11 +55,17 @@ def num_prominent(seen: Observation, request: int, index: int) -> torch.Tensor:
     Returns:
         float32 [L, 1], at least 1.
     """
-    span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
-    distances, places = seen.frame_norms[:, span], seen.frame_offsets[:, span]
+    distances = seen.frame_norms[:, seen.frame(request, index)]
     usual = distances.median(dim=1, keepdim=True).values
-    beside = is_beside_peak(distances, places, frame.rows, frame.cols)
+    beside = seen.beside_peak.pop((request, index), None)  # scoring has looked at it already, mostly
+    if beside is None:
+        beside = _beside_peak(seen, request, index)
     return ((distances > PROMINENT * usual) & (beside == 0)).sum(dim=1, keepdim=True).clamp(min=1).float()
+
+
+def _beside_peak(seen: Observation, request: int, index: int) -> torch.Tensor:
+    span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
+    return is_beside_peak(seen.frame_norms[:, span], seen.frame_offsets[:, span], frame.rows, frame.cols)
 
 
 def by_place_in_line(seen: Observation, scored: PolicyScores) -> torch.Tensor:
@@ -62,13 +76,13 @@ def by_place_in_line(seen: Observation, scored: PolicyScores) -> torch.Tensor:
     gives one that shows twice as much twice as many tokens.
 
     Returns:
-        float32 [L, N]: n / (n + place) with n of `num_prominent`, 1/2 for the token behind the n best; 0 for text.
+        float32 [L, N]: n / (n + place) with n of `num_prominent`, 1/2 for the token behind the n best; 0 for text and
+        for screenshots whose scores are remembered.
     """
     lasting = torch.zeros_like(seen.frame_norms)
     for request, layout in enumerate(seen.layouts):
         for index, frame in enumerate(layout.frames):
-            if frame.num_live and layout.window:
+            if frame.num_live and layout.window and (request, index) not in seen.remembered:
                 span, shown = seen.frame(request, index), num_prominent(seen, request, index)
-                place = (1 - ranks(scored.calibrated[:, span])) * (frame.num_live - 1)
-                lasting[:, span] = shown / (shown + place.round())
+                lasting[:, span] = shown / (shown + places(scored.calibrated[:, span]))
     return lasting

@@ -8,11 +8,20 @@ from torch.nn import functional as F
 
 def ranks(scores: torch.Tensor) -> torch.Tensor:
     """Rank of each of V tokens, 0 for the lowest to 1 for the highest; of equal ones the later is lower. [U, V]."""
+    last = scores.shape[1] - 1
+    return _in_order(scores, range(last, -1, -1)) / max(last, 1)
+
+
+def places(scores: torch.Tensor) -> torch.Tensor:
+    """How many of V tokens come before each one, 0 for the highest; of equal ones the later is behind. [U, V]."""
+    return _in_order(scores, range(scores.shape[1]))
+
+
+def _in_order(scores: torch.Tensor, numbers: range) -> torch.Tensor:
+    """The first number for the highest token, and so on, in the scores' dtype."""
     order = scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.empty_like(scores)
-    steps = torch.arange(scores.shape[1], 0, -1, device=scores.device, dtype=scores.dtype) - 1
-    places.scatter_(1, order, steps.expand_as(scores))
-    return places / max(scores.shape[1] - 1, 1)
+    values = torch.arange(numbers.start, numbers.stop, numbers.step, device=scores.device, dtype=scores.dtype)
+    return torch.empty_like(scores).scatter_(1, order, values.expand_as(scores))
 
 
 def merged_ranks(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
@@ -33,9 +42,7 @@ def merged_ranks(first: torch.Tensor, second: torch.Tensor, share: float) -> tor
         return ranks(second)
     if share >= 1:
         return ranks(first)
-    last = max(first.shape[1] - 1, 1)
-    turn_of_first = ((1 - ranks(first)) * last).round() + 1
-    turn_of_second = ((1 - ranks(second)) * last).round() + 1
+    turn_of_first, turn_of_second = places(first) + 1, places(second) + 1
     return ranks(-torch.minimum(turn_of_first / share, turn_of_second / (1 - share)))
 
 
@@ -51,8 +58,9 @@ def is_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -
     Returns:
         bool [U, V].
     """
+    offsets = offsets.long()
     board = _board(scores, offsets, rows, cols)
-    return scores >= _highest_near(board).flatten(1).gather(1, offsets.long())
+    return scores >= _highest_near(board).flatten(1).gather(1, offsets)
 
 
 def is_beside_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
@@ -61,16 +69,17 @@ def is_beside_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols:
     Returns:
         float32 [U, V], 0 or 1.
     """
+    offsets = offsets.long()
     board = _board(scores, offsets, rows, cols)
     # An empty place is as high as its neighbourhood only where that is empty too: no live token is beside it.
     peaks = (board >= _highest_near(board)).to(scores.dtype)
-    return (_highest_near(peaks) - peaks).flatten(1).gather(1, offsets.long())
+    return (_highest_near(peaks) - peaks).flatten(1).gather(1, offsets)
 
 
 def _board(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Scores at their places, float32 [U, 1, rows, cols]; minus infinity where no token lives."""
+    """Scores at their places, float32 [U, 1, rows, cols]; minus infinity where no token lives. Offsets are int64."""
     board = torch.full((scores.shape[0], rows * cols), -torch.inf, device=scores.device)
-    return board.scatter_(1, offsets.long(), scores).view(-1, 1, rows, cols)
+    return board.scatter_(1, offsets, scores).view(-1, 1, rows, cols)
 
 
 def _highest_near(board: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ for all. Layouts are those of ``triton_ops/LAYOUT.md``: L layers, G key heads, R
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -101,6 +101,7 @@ class Observation:
             the heads, for `Queries.ALL`; None for `Queries.NONE` and where `KVPolicy.observes` no prompt of the batch.
             The policy may write to it.
         ops: Kernels or references.
+        remembered: Request and index of each screenshot whose scores are stored already, for good.
     """
 
     layouts: Sequence[PromptLayout]
@@ -114,6 +115,14 @@ class Observation:
     frame_norms: torch.Tensor
     attention: torch.Tensor | None
     ops: Ops
+    remembered: Set[tuple[int, int]] = frozenset()
+
+    @cached_property
+    def beside_peak(self) -> dict[tuple[int, int], torch.Tensor]:
+        """Which tokens lie beside a local maximum, float32 [L, V], of screenshots by request and index: whoever finds
+        it leaves it here for what is asked next.
+        """
+        return {}
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -206,6 +215,8 @@ class KVPolicy(ABC):
 
     def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
         """What tokens compete by, over all branches, when they are pruned again and no query is there.
+
+        Asked after `score`, of the same observation. Nobody reads what it says of screenshots that are remembered.
 
         Returns:
             float32 [U, N]; the prompt's own scores unless a policy knows better ones.
