@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from star_kv_sglang.algorithm.to_device import to_device
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -58,9 +60,6 @@ class ScoringBatch:
         spans = [_current_span(layout, first) for layout, first in zip(layouts, starts, strict=False)]
         device = group_scores.device
 
-        def to_device(values: Sequence[int] | Sequence[tuple[int, int]]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32).to(device, non_blocking=True)
-
         return cls(
             group_scores=group_scores,
             kv_indptr=kv_indptr,
@@ -69,9 +68,9 @@ class ScoringBatch:
             layouts=tuple(layouts),
             params=params,
             ops=ops,
-            windows=to_device([layout.window for layout in layouts]),
-            spans=to_device(spans),
-            grids=to_device([_current_grid(layout, params.grid) for layout in layouts]),
+            windows=to_device([layout.window for layout in layouts], device),
+            spans=to_device(spans, device),
+            grids=to_device([_current_grid(layout, params.grid) for layout in layouts], device),
             frame_ages=_frame_ages(layouts, starts).to(device, non_blocking=True),
             max_span=max(end - start for start, end in spans),
             max_num_live=max(layout.num_live for layout in layouts),
@@ -79,7 +78,7 @@ class ScoringBatch:
 
     def spans_of(self, used: Sequence[bool]) -> torch.Tensor:
         """`spans` with those of unused requests emptied."""
-        mask = torch.tensor(used, device=self.spans.device)
+        mask = to_device(used, self.spans.device, torch.bool)
         return torch.where(mask[:, None], self.spans, torch.zeros_like(self.spans))
 
     def empty_per_group(self) -> torch.Tensor:
@@ -95,7 +94,7 @@ def advances(layout: PromptLayout, state: TrajectoryState) -> bool:
 def stack_states(tensors: Sequence[torch.Tensor | None], empty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack per-branch tensors [L, ...] to [L, R, ...], `empty` standing in for None, and say which exist [R] bool."""
     stacked = torch.stack([empty if tensor is None else tensor for tensor in tensors], dim=1)
-    return stacked, torch.tensor([tensor is not None for tensor in tensors], device=empty.device)
+    return stacked, to_device([tensor is not None for tensor in tensors], empty.device, torch.bool)
 
 
 def _current_span(layout: PromptLayout, first: int) -> tuple[int, int]:

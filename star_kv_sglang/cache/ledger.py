@@ -91,7 +91,7 @@ class SegmentLedger:
             self.branch[ident], self.last_turn[ident] = branch, self.turn
             extra.replace_segment(segment, segment.numbered(ident))
             if self.slot_ids is not None:
-                self.slot_ids[extra.core_slots(node.value, segment)] = ident
+                self.slot_ids.index_fill_(0, extra.core_slots(node.value, segment), ident)
 
     def moved(self, segments: Iterable[Segment], node: TreeNode) -> None:
         """Another node holds the segments now."""
@@ -110,7 +110,7 @@ class SegmentLedger:
     def free_slots(self, slots: torch.Tensor) -> None:
         """The slots belong to no segment any more."""
         if self.slot_ids is not None:
-            self.slot_ids[slots] = 0
+            self.slot_ids.index_fill_(0, slots, 0)
 
     def set_shared(self, segments: Iterable[Segment], shared: bool) -> None:
         """Whether more than one branch can use the segments."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.algorithm.to_device import to_device
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.engine.host_copy import HostCopy
@@ -100,14 +101,14 @@ def choose(
     if not spans:
         return [Choice((), 0, None, state) for state in scored.states]
     device = scored.layer_mean.device
-    segments = torch.tensor(spans, dtype=torch.int32, device=device)
+    segments = to_device(spans, device)
     longest = max(end - start for start, end in spans)
     quotas = ops.segment_quotas(
         scored.layer_mean,
         segments,
-        torch.tensor(indptr, dtype=torch.int32, device=device),
-        torch.tensor(budgets, dtype=torch.int32, device=device),
-        torch.tensor(floors, dtype=torch.int32, device=device),
+        to_device(indptr, device),
+        to_device(budgets, device),
+        to_device(floors, device),
         page_size=page_size,
         max_segment=longest,
     )

@@ -73,7 +73,7 @@ def tree_quotas(
         return _with_branch_floors(contest, contest.floors, page_size)
     race = _Race.prepare(contest, scores, slot_ids, page_size, ops)
     # The highest key known to keep too much; all keys lie above it and at most 16 steps away from what fits.
-    low = torch.tensor([LOWEST], dtype=torch.int32, device=scores.device)
+    low = torch.full((1,), LOWEST, dtype=torch.int32, device=scores.device)
     ways = torch.arange(1, WAYS + 1, dtype=torch.int32, device=scores.device)
     for step in STEPS:
         too_many = race.totals(race.quotas(low + step * ways)) > budget

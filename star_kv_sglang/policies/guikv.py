@@ -39,7 +39,8 @@ class Policy(KVPolicy):
     def _demote(self, scores: torch.Tensor, request: int, seen: Observation) -> None:
         """Put all but the least explained tokens of a request's earlier screenshots below its other tokens."""
         frames = [seen.frame(request, i) for i in range(len(seen.layouts[request].frames))]
-        earlier = torch.cat([torch.arange(f.start, f.stop) for f in frames[:-1]]).to(seen.slots.device)
+        earlier = torch.cat([torch.arange(f.start, f.stop) for f in frames[:-1]])
+        earlier = earlier.to(seen.slots.device, non_blocking=True)
         num_redundant = len(earlier) - math.ceil(seen.budgets[request] * len(earlier))
         if num_redundant == 0 or frames[-1].stop == frames[-1].start:
             return

@@ -21,4 +21,4 @@ class Policy(KVPolicy):
             scores[:, first : first + layout.num_live] = torch.rand(
                 len(seen.keys), layout.num_live, generator=generator
             )
-        return PolicyScores.of(scores.to(seen.slots.device), seen)
+        return PolicyScores.of(scores.to(seen.slots.device, non_blocking=True), seen)
