@@ -12,7 +12,7 @@ from typing import Any
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.policies import REFUSED, policy_names
-from star_kv_sglang.policies.base.interface import BESIDE_PEAK, PolicySettings
+from star_kv_sglang.policies.base.interface import BESIDE_PEAK, KEPT_BEFORE, PolicySettings
 
 FULL = "full"
 POLICIES = (FULL, *policy_names())
@@ -23,6 +23,7 @@ OWN_KEYS = (
     "current_last",
     "frame_floor",
     "frame_split",
+    "kept_before",
     "peaks",
     "question_share",
     "recency_weight",
@@ -58,6 +59,8 @@ class PolicyConfig:
         peaks: Where tokens are ranked by how much they stand out, local maxima on the screen matter.
         beside_peak: Share of its distance that a token beside a local maximum counts with, in [0, 1]; at 0 all local
             maxima come before all other tokens.
+        kept_before: Share of its distance that a token counts with where the screenshot before has kept the same thing
+            at the same place, in (0, 1].
         trajectory_state: Scores build on what earlier prompts of the branch left behind.
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
     """
@@ -77,6 +80,7 @@ class PolicyConfig:
     peaks: bool = True
     trajectory_state: bool = True
     beside_peak: float = BESIDE_PEAK
+    kept_before: float = KEPT_BEFORE
     trace_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +114,9 @@ class PolicyConfig:
         for name, share in shares.items():
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
                 raise ConfigError(f"{name} {share!r} must be a number in [0, 1]")
+        kept = self.kept_before
+        if isinstance(kept, bool) or not isinstance(kept, (int, float)) or not 0 < kept <= 1:
+            raise ConfigError(f"kept_before {kept!r} must be a number in (0, 1]")
         for name in ("current_last", "peaks", "shrink_before_evict", "trajectory_state"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} {getattr(self, name)!r} must be true or false")
@@ -120,7 +127,13 @@ class PolicyConfig:
     def settings(self) -> PolicySettings:
         """What a policy is told."""
         return PolicySettings(
-            self.scorer, self.seed, self.question_share, self.peaks, self.trajectory_state, self.beside_peak
+            scorer=self.scorer,
+            seed=self.seed,
+            question_share=self.question_share,
+            peaks=self.peaks,
+            trajectory_state=self.trajectory_state,
+            beside_peak=self.beside_peak,
+            kept_before=self.kept_before,
         )
 
     @property

@@ -29,6 +29,7 @@ class FrameView:
         start: Position of the screen's first token.
         grid: Rows and columns.
         previous: The same layer's view of the screen before, or None.
+        previous_kept: Which tokens of the screen before stayed, bool [B, V], or None.
         generator: For random numbers.
     """
 
@@ -41,6 +42,7 @@ class FrameView:
     start: int
     grid: tuple[int, int]
     previous: FrameView | None
+    previous_kept: torch.Tensor | None
     generator: torch.Generator
 
     def attention(self, first: int) -> torch.Tensor:
@@ -222,6 +224,20 @@ def lowered(score: Score, share: float) -> Score:
     return lambda view: beside_peaks(score(view), view.grid, share)
 
 
+def kept_before(view: FrameView, tolerance: float = 0.1) -> torch.Tensor:
+    """Which tokens the screen before has kept at the same place, about as far from its mean, bool [B, V]."""
+    distances = hidden_distance(view)
+    if view.previous is None or view.previous_kept is None:
+        return torch.zeros_like(distances, dtype=torch.bool)
+    difference = (hidden_distance(view.previous) - distances).abs()
+    return view.previous_kept & (difference <= tolerance * distances)
+
+
+def once(score: Score, share: float) -> Score:
+    """A score of which tokens that the screen before has kept already keep a ``share``."""
+    return lambda view: score(view) * torch.where(kept_before(view), share, 1.0)
+
+
 def suppressed(score: Score, amount: float) -> Score:
     """A score lowered beside higher neighbours."""
     return lambda view: suppress(score(view), view.grid, amount)
@@ -271,6 +287,8 @@ SCORES: dict[str, Score] = {
     "hidden_distance peaks": peaked(hidden_distance),
     "hidden_distance lowered 0.8": lowered(hidden_distance, 0.8),
     "hidden_distance lowered 0.9": lowered(hidden_distance, 0.9),
+    "hidden_distance lowered 0.9 once 0.9": once(lowered(hidden_distance, 0.9), 0.9),
+    "hidden_distance lowered 0.9 once 0.7": once(lowered(hidden_distance, 0.9), 0.7),
     "hidden_distance peaks 2": peaked(hidden_distance, 2),
     "hidden_distance suppressed": suppressed(hidden_distance, 0.1),
     "hidden_distance suppressed 0.3": suppressed(hidden_distance, 0.3),

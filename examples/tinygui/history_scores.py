@@ -81,7 +81,7 @@ class PrunedHistory:
         sees = packed.visible.expand(len(query), -1, -1)
         if self._score is not None:
             sees = sees.clone()
-            view = None
+            view = kept = None
             for (start, end), prompt_end in zip(packed.frames, packed.prompt_ends, strict=False):
                 view = FrameView(
                     hidden[:, start:end],
@@ -93,6 +93,7 @@ class PrunedHistory:
                     start,
                     GRID,
                     view,
+                    kept,
                     self._generator,
                 )
                 kept = torch.zeros(len(query), end - start, dtype=torch.bool, device=query.device)

@@ -2,9 +2,9 @@
 
 A server that keeps pruned KV between turns prunes a screenshot before the questions about it exist, and what today's
 question attends to says little about the next one. This policy looks at no query. In every layer a token counts by its
-layer input's distance from the mean of its screenshot; beside a local maximum on the screen the distance counts for
-less (``beside_peak``), so that the budget goes to different places and not several times to one; every screenshot keeps
-the same share.
+layer input's distance from the mean of its screenshot. Beside a local maximum on the screen the distance counts for
+less (``beside_peak``), so that the budget goes to different places and not several times to one; so it does where the
+screenshot before has kept the same thing at the same place (``kept_before``). Every screenshot keeps the same share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from star_kv_sglang.policies.base.interface import (
 
 
 class Policy(KVPolicy):
-    """Ranks of the distance, peaks first or tokens beside them lowered."""
+    """Ranks of the distance, peaks first or tokens beside them lowered, and copies of what was kept before."""
 
     queries = Queries.NONE
     split = Split.BY_SIZE

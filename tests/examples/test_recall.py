@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tinygui.frame_scores import FrameView, beside_peaks, peaks, rank
+from tinygui.frame_scores import FrameView, beside_peaks, kept_before, once, peaks, rank
 from tinygui.history_scores import PrunedHistory, interval
 from tinygui.recall import RecallModel, recall_case, recall_cases
 
@@ -53,6 +55,25 @@ def test_tokens_beside_a_peak_keep_a_share_of_their_score() -> None:
     """The middle one is lower than a neighbour, but beside no peak."""
     score = torch.tensor([[9.0, 8.0, 2.0, 1.0, 3.0]])
     assert beside_peaks(score, (1, 5), 0.5).tolist() == [[9.0, 4.0, 2.0, 0.5, 3.0]]
+
+
+def test_what_the_screen_before_has_kept_keeps_a_share_of_its_score() -> None:
+    """Of the first and the last two, which were kept, the very last is further out than it was."""
+    kept = torch.tensor([[True, False, True, True]])
+    before = view_of([2.0, 1.0, -1.0, -2.0])
+    now = replace(view_of([2.0, 1.5, -1.0, -2.5]), previous=before, previous_kept=kept)
+    assert kept_before(before).tolist() == [[False] * 4]
+    assert kept_before(now).tolist() == [[True, False, True, False]]
+    scores = once(lambda view: torch.ones(view.hidden.shape[:2]), 0.5)(now)
+    assert scores.tolist() == [[0.5, 1.0, 0.5, 1.0]]
+
+
+def view_of(hidden: list[float]) -> FrameView:
+    """A screen of two by two of which only the layer inputs matter."""
+    nothing = torch.zeros(1, 1, 4, 1)
+    sees = torch.ones(1, 4, 4, dtype=torch.bool)
+    inputs = torch.tensor(hidden).view(1, 4, 1)
+    return FrameView(inputs, nothing, nothing, nothing, nothing, sees, 0, (2, 2), None, None, torch.Generator())
 
 
 def test_the_interval_of_no_failure_ends_at_one() -> None:

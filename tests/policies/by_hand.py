@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from star_kv_sglang.policies.base.interface import BESIDE_PEAK
+from star_kv_sglang.policies.base.interface import BESIDE_PEAK, KEPT_BEFORE
 from tests.policies.prefill import (
     BUDGET,
     NUM_GROUPS,
@@ -180,15 +181,40 @@ def distinct(run: Prefill, prompt: Prompt, first: int, beside_peak: float = BESI
             hidden = run.hidden[layer, first + start : first + end].double()
             mean = hidden.mean(0)
             norms = [float((token - mean).norm()) for token in hidden]
-            near = [_near(i, num_rows, num_cols) for i in range(len(norms))]
-            is_peak = [peaks and norm == max(norms[j] for j in near[i]) for i, norm in enumerate(norms)]
-            beside = [not is_peak[i] and any(is_peak[j] for j in near[i]) for i in range(len(norms))]
-            if beside_peak > 0:
-                norms = [norm * beside_peak if low else norm for norm, low in zip(norms, beside, strict=True)]
-            for i, norm in enumerate(norms):
-                rank = sum(other < norm for other in norms) / (len(norms) - 1)
-                rows[layer][start + i] = rank + (is_peak[i] and beside_peak == 0)
+            rows[layer][start:end] = standing_out(norms, num_rows, num_cols, beside_peak=beside_peak, peaks=peaks)
     return rows
+
+
+def standing_out(
+    norms: Sequence[float],
+    num_rows: int,
+    num_cols: int,
+    *,
+    beside_peak: float = BESIDE_PEAK,
+    peaks: bool = True,
+    kept_before: float = KEPT_BEFORE,
+    before: Mapping[int, float] = MappingProxyType({}),
+) -> list[float]:
+    """Scores of a whole screenshot in one layer, by place.
+
+    Args:
+        norms: Distance of each token to the mean.
+        num_rows, num_cols: The grid.
+        beside_peak, peaks, kept_before: The settings.
+        before: What the screenshot before has kept: distance by place.
+    """
+    near = [_near(i, num_rows, num_cols) for i in range(len(norms))]
+    is_peak = [peaks and norm == max(norms[j] for j in near[i]) for i, norm in enumerate(norms)]
+    counted = list(norms)
+    for i, norm in enumerate(norms):
+        if beside_peak > 0 and not is_peak[i] and any(is_peak[j] for j in near[i]):
+            counted[i] *= beside_peak
+        if i in before and abs(before[i] - norm) <= 0.1 * norm:
+            counted[i] *= kept_before
+    return [
+        sum(other < one for other in counted) / (len(counted) - 1) + (is_peak[i] and beside_peak == 0)
+        for i, one in enumerate(counted)
+    ]
 
 
 def _near(place: int, num_rows: int, num_cols: int) -> list[int]:

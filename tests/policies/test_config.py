@@ -42,6 +42,7 @@ def test_own_keys_are_read() -> None:
     settings = from_flags("star", '{"question_share": 0.25, "peaks": false, "trajectory_state": false}').settings
     assert (settings.question_share, settings.peaks, settings.trajectory_state) == (0.25, False, False)
     assert from_flags("distinct", '{"beside_peak": 0}').settings.beside_peak == 0
+    assert from_flags("star", '{"kept_before": 1}').settings.kept_before == 1
     assert from_flags("star").current_last and not from_flags("star", '{"current_last": false}').current_last
 
 
@@ -56,6 +57,9 @@ def test_own_keys_are_read() -> None:
         ('{"beside_peak": -0.1}', r"beside_peak -0.1 must be a number in \[0, 1\]"),
         ('{"beside_peak": false}', "beside_peak False"),
         ('{"beside_peak": null}', "beside_peak None"),
+        ('{"kept_before": 0}', r"kept_before 0 must be a number in \(0, 1\]"),
+        ('{"kept_before": 1.1}', "kept_before 1.1"),
+        ('{"kept_before": true}', "kept_before True"),
         ('{"current_last": 0}', "current_last 0 must be true or false"),
         ('{"shrink_before_evict": "yes"}', "shrink_before_evict 'yes' must be true or false"),
         ('{"peaks": 1}', "peaks 1 must be true or false"),

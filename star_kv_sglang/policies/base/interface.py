@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 BESIDE_PEAK = 0.9
 """Share of its distance that a token beside a local maximum counts with, unless told otherwise."""
 
+KEPT_BEFORE = 0.9
+"""Share of its distance that a token counts with of which the screenshot before has kept a copy, likewise."""
+
 
 class Queries(Enum):
     """Whose attention a policy wants to see."""
@@ -73,6 +76,8 @@ class PolicySettings:
         peaks: Where tokens are ranked by how much they stand out, local maxima on the screen matter.
         beside_peak: What the distance of a token beside a local maximum is multiplied by; at 0 all local maxima come
             before all other tokens.
+        kept_before: What the distance of a token is multiplied by where the screenshot before has kept the same thing
+            at the same place.
         trajectory_state: Scores build on what earlier prompts of the branch left behind.
     """
 
@@ -82,6 +87,7 @@ class PolicySettings:
     peaks: bool = True
     trajectory_state: bool = True
     beside_peak: float = BESIDE_PEAK
+    kept_before: float = KEPT_BEFORE
 
 
 @dataclass(frozen=True)
