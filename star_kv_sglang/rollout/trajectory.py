@@ -2,7 +2,7 @@
 
 A trajectory file is a JSON list beside its PNG screenshots::
 
-    [{"id": 0, "turns": [{"image": "000_0.png", "step": "step1",
+    [{"id": 0, "turns": [{"image": "trajectories_000_0.png", "step": "step1",
                           "widgets": [{"box": [59, 219, 49, 31], "colour": "red", "letter": "K"}],
                           "questions": [{"question": "click red K here", "answer": "x10 y29",
                                          "box": [59, 219, 49, 31], "back": 0, "moved": false}]}]}]
@@ -105,13 +105,16 @@ def load_trajectories(path: Path) -> list[Trajectory]:
 
 
 def save_trajectories(trajectories: Sequence[Trajectory], path: Path) -> None:
-    """Writes ``path`` and one PNG a turn beside it, ``{trajectory:03d}_{turn}.png``; what is there is replaced."""
+    """Writes ``path`` and one PNG a turn beside it, ``{stem}_{trajectory:03d}_{turn}.png``; what is there is replaced.
+
+    The file's stem keeps the screenshots of several files in one folder apart.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, trajectory in enumerate(trajectories):
         turns = []
         for index, turn in enumerate(trajectory.turns):
-            image = f"{number:03d}_{index}.png"
+            image = f"{path.stem}_{number:03d}_{index}.png"
             (path.parent / image).write_bytes(turn.image_png)
             turns.append(_turn_row(turn, image))
         rows.append({"id": trajectory.id, "turns": turns})

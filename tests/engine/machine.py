@@ -46,6 +46,16 @@ def engine_arguments(*, exact: bool = False, **given: Any) -> dict[str, Any]:
     return {**_GPU, **(_EXACT if exact else _SERVING), **given}
 
 
+def server_flags() -> list[str]:
+    """Flags with which ``star-kv serve`` is the engine that serves on this machine; on a CPU it finds its own."""
+    if not cpu_mode.is_gpu_present():
+        return []
+    words = []
+    for name, value in {**_GPU, **_SERVING}.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
 def server_command(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Command line of ``sglang serve`` on this machine without the program's name, and its environment."""
     if cpu_mode.is_gpu_present():

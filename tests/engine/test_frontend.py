@@ -21,7 +21,7 @@ from star_kv_sglang.rollout.scoring import is_correct
 from star_kv_sglang.rollout.server import serving
 from star_kv_sglang.rollout.trajectory import Turn
 from tests.engine.harness import STRICT_CHECKS, other_models
-from tests.engine.machine import environment
+from tests.engine.machine import environment, server_flags
 from tinygui.trajectories import generate
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def endpoint(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     """The frontend's connection to a server with the policy ``star``."""
     flags = [
         "--model-path", str(checkpoint("tinygui")), "--max-total-tokens", "4000", "--kv-policy", "star",
-        "--kv-budget", str(KV_BUDGET), "--skip-server-warmup",
+        "--kv-budget", str(KV_BUDGET), "--skip-server-warmup", *server_flags(),
     ]  # fmt: skip
     checks = {**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}
     with environment(checks), serving(flags, tmp_path_factory.mktemp("server") / "server.log") as url:

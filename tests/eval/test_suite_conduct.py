@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from star_kv_sglang.eval.errors import EvalError
 from star_kv_sglang.eval.runner import Protocol
 from star_kv_sglang.eval.suite import conduct
-from star_kv_sglang.eval.suite.conduct import Conductor, Plan, Tally, steps_of
+from star_kv_sglang.eval.suite.conduct import Conductor, Plan, Tally, steps_of, worker_environment
 from star_kv_sglang.eval.suite.records import CellFile
 from star_kv_sglang.eval.suite.variants import Cell, Variant
 from star_kv_sglang.eval.suite.worker import Spec, Step
@@ -21,6 +22,7 @@ from tests.eval.suite_cases import trajectory, write_cells
 STAR, RANDOM = Variant("star", "star"), Variant("random", "random", {"seed": 3})
 
 WORKER = """
+import os
 import sys
 from pathlib import Path
 from star_kv_sglang.eval.suite.records import CellFile
@@ -119,3 +121,10 @@ def test_no_engine_is_started_when_time_is_up(plan: Plan) -> None:
     late = changed(plan, max_seconds=-1.0)
     assert run(late)[0].asked == {}
     assert not list((plan.folder / "cells").iterdir())
+
+
+def test_engines_share_the_processors_unless_told_otherwise() -> None:
+    processors = len(os.sched_getaffinity(0))
+    assert worker_environment({"A": "1"}, 1, None) == {"A": "1", "OMP_NUM_THREADS": str(processors)}
+    assert worker_environment({}, 10 * processors, "3") == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "3"}
+    assert worker_environment({"OMP_NUM_THREADS": "7"}, 2, None) == {"OMP_NUM_THREADS": "7"}

@@ -63,12 +63,20 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_screenshot_is_named(saved: Path) -> None:
-    (saved.parent / "001_1.png").unlink()
-    with pytest.raises(TrajectoryFileError, match=r"trajectory 1, turn 1: screenshot 001_1.png cannot be read"):
+    (saved.parent / "t_001_1.png").unlink()
+    with pytest.raises(TrajectoryFileError, match=r"trajectory 1, turn 1: screenshot t_001_1.png cannot be read"):
         load_trajectories(saved)
 
 
 def test_a_screenshot_of_another_format_is_named(saved: Path) -> None:
-    (saved.parent / "000_2.png").write_bytes(b"GIF89a")
+    (saved.parent / "t_000_2.png").write_bytes(b"GIF89a")
     with pytest.raises(TrajectoryFileError, match=r"000_2.png is no PNG"):
         load_trajectories(saved)
+
+
+def test_files_in_one_folder_keep_their_screenshots_apart(tmp_path: Path) -> None:
+    first, second = two_branches()
+    save_trajectories([first], tmp_path / "first.json")
+    save_trajectories([second], tmp_path / "second.json")
+    assert load_trajectories(tmp_path / "first.json") == [first]
+    assert load_trajectories(tmp_path / "second.json") == [second]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +74,21 @@ def visible_gpus() -> list[str]:
         return []
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return chosen.split(",") if chosen else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def worker_environment(given: Mapping[str, str], jobs: int, gpu: str | None) -> dict[str, str]:
+    """Environment of an engine that shares the machine.
+
+    Without a limit each engine computes with a thread on every processor, and all of them wait for each other.
+
+    Args:
+        given: this process's; what it says of threads stays.
+        jobs: engines at a time.
+        gpu: the engine's, as CUDA_VISIBLE_DEVICES takes it; None for the CPU.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    chosen = {"OMP_NUM_THREADS": str(threads), **given}
+    return chosen if gpu is None else {**chosen, "CUDA_VISIBLE_DEVICES": gpu}
 
 
 class Conductor:
@@ -166,7 +181,7 @@ class Conductor:
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
                 text=True,
-                env=dict(os.environ) if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+                env=worker_environment(os.environ, self._plan.jobs, gpu),
                 start_new_session=True,
             )
             with self._lock:
