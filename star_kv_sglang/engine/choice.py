@@ -14,7 +14,7 @@ from star_kv_sglang.algorithm.to_device import to_device
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.engine.host_copy import HostCopy
-from star_kv_sglang.engine.plan import BatchPlan, RequestPlan
+from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, equal_shares
 from star_kv_sglang.policies.base.interface import PolicyScores, Split
 
 if TYPE_CHECKING:
@@ -91,9 +91,10 @@ def choose(
             spans.append((first + start, first + start + segment.num_live))
         indptr.append(len(spans))
         budgets.append(one.quota)
-        floors.extend(
-            segment_floors(one, frame_floor, page_size) if split is Split.BY_SCORE else equal_shares(one, page_size)
-        )
+        if split is Split.BY_SCORE:
+            floors += segment_floors(one, frame_floor, page_size)
+        else:
+            floors += equal_shares(one.segments, one.quota, page_size)
         window = slice(first + one.layout.num_past, first + one.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
@@ -126,10 +127,3 @@ def segment_floors(plan: RequestPlan, frame_floor: float, page_size: int) -> lis
     pages = (-(-math.ceil(frame_floor * s.core_len) // page_size) for s in plan.segments)
     floors = [min(count * page_size, s.num_live) for count, s in zip(pages, plan.segments, strict=True)]
     return floors if sum(floors) <= plan.quota else [0] * len(floors)
-
-
-def equal_shares(plan: RequestPlan, page_size: int) -> list[int]:
-    """Tokens that each segment keeps when all keep the same share of theirs; what rounding leaves is won by score."""
-    total = sum(segment.core_len for segment in plan.segments)
-    shares = [plan.quota * segment.core_len // total for segment in plan.segments]
-    return [min(n // page_size * page_size, s.num_live) for n, s in zip(shares, plan.segments, strict=True)]

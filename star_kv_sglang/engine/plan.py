@@ -39,6 +39,8 @@ class RequestPlan:
         state: Trajectory state that the request inherits.
         budget: Share of its private visual tokens that stay.
         remembered: Indices of the screenshots all of whose scores are stored.
+        settled: Indices of the screenshots that lose nothing after this forward where all keep the same share: they are
+            shared, or hold no more than theirs.
     """
 
     req: Req
@@ -52,6 +54,7 @@ class RequestPlan:
     state: TrajectoryState
     budget: float
     remembered: frozenset[int] = frozenset()
+    settled: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -128,6 +131,7 @@ def plan_request(
         aligned_end = end // tree.page_size * tree.page_size
         upcoming = segments_between(shown, in_tree, aligned_end, tree.page_size)
         segments = tuple(s for s in (*known, *upcoming) if s.start >= private_from and s.core_len)
+    quota = visual_quota(segments, budget)
     return RequestPlan(
         req=req,
         layout=PromptLayout(num_live=num_live, window=window, frames=spans, num_frames_total=len(shown)),
@@ -136,10 +140,11 @@ def plan_request(
         new_frames=tuple(f for f in shown if f.end > start),
         segments=segments,
         segment_starts=tuple(live.before(s.core_start) for s in segments),
-        quota=visual_quota(segments, budget),
+        quota=quota,
         state=inherited_state(tree, path),
         budget=budget,
         remembered=remembered_frames(shown, known, in_tree),
+        settled=settled_frames(shown, segments, quota, tree.page_size),
     )
 
 
@@ -158,6 +163,20 @@ def remembered_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree
         for index, frame in enumerate(frames)
         if frame.end <= in_tree and not any(one.start < frame.end and one.end > frame.start for one in unscored)
     )
+
+
+def equal_shares(segments: Sequence[Segment], quota: int, page_size: int) -> list[int]:
+    """Tokens that each segment keeps when all keep the same share of theirs; what rounding leaves is won by score."""
+    total = sum(segment.core_len for segment in segments)
+    shares = [quota * segment.core_len // total for segment in segments]
+    return [min(n // page_size * page_size, s.num_live) for n, s in zip(shares, segments, strict=True)]
+
+
+def settled_frames(frames: Sequence[Frame], segments: Sequence[Segment], quota: int, page_size: int) -> frozenset[int]:
+    """Indices of the frames no segment of which holds more than its equal share: whatever their scores, all stays."""
+    shares = equal_shares(segments, quota, page_size)
+    cut = {one.frame.start for one, share in zip(segments, shares, strict=True) if share < one.num_live}
+    return frozenset(index for index, frame in enumerate(frames) if frame.start not in cut)
 
 
 def plan_decoding(req: Req, end: int, *, num_holes: int) -> RequestPlan:

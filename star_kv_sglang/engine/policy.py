@@ -104,6 +104,11 @@ class PolicyEngine(CacheListener):
         """Whether this configuration ever frees a token; with budget 1.0 nothing is observed and nothing changes."""
         return self.config.prunes
 
+    @property
+    def _split(self) -> Split:
+        """How a request's screenshots share its budget."""
+        return Split(self.config.frame_split) if self.config.frame_split else self.policy.split
+
     # -- wiring ------------------------------------------------------------------------------------------------------
 
     def attach_model(self, runner: ModelRunner) -> None:
@@ -257,7 +262,7 @@ class PolicyEngine(CacheListener):
                 choices = choose(
                     plan,
                     scored,
-                    split=Split(self.config.frame_split) if self.config.frame_split else self.policy.split,
+                    split=self._split,
                     frame_floor=self.config.frame_floor,
                     page_size=self._require_tree().page_size,
                     ops=self.ops,
@@ -271,7 +276,13 @@ class PolicyEngine(CacheListener):
     def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
         pools = self._require_pools()
         summed = pools.side.attention
-        remembered = ((request, frame) for request, one in enumerate(plan.requests) for frame in one.remembered)
+        remembered, settled = set[tuple[int, int]](), set[tuple[int, int]]()
+        for request, one in enumerate(plan.requests):
+            known = one.remembered if self.policy.scores_once else frozenset()
+            # A screenshot's first scores are stored, whether it loses something now or not.
+            unread = one.settled & known if pools.side.scores is not None else one.settled
+            remembered |= {(request, frame) for frame in known}
+            settled |= {(request, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
         return Observation(
             layouts=[one.layout for one in plan.requests],
             states=[one.state for one in plan.requests],
@@ -284,7 +295,8 @@ class PolicyEngine(CacheListener):
             frame_norms=pools.side.frame_norms[:, slots].float(),
             attention=plan.group_scores if summed is None else summed[:, None, slots],
             ops=self.ops,
-            remembered=frozenset(remembered if self.policy.scores_once else ()),
+            remembered=remembered,
+            settled=settled,
         )
 
     def _store_scores(self, plan: BatchPlan, seen: Observation, scored: PolicyScores) -> None:

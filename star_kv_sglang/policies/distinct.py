@@ -35,7 +35,7 @@ class Policy(KVPolicy):
         scores = torch.zeros_like(seen.frame_norms)
         for request, layout in enumerate(seen.layouts):
             for index, frame in enumerate(layout.frames):
-                if frame.num_live and layout.window:
+                if frame.num_live and layout.window and (request, index) not in seen.settled:
                     scores[:, seen.frame(request, index)] = distinctness(seen, request, index, self.settings)
         return PolicyScores.of(scores, seen)
 

@@ -51,7 +51,7 @@ class Policy(KVPolicy):
         scores = torch.zeros_like(seen.frame_norms)
         for request, layout in enumerate(seen.layouts):
             for index, frame in enumerate(layout.frames):
-                if not frame.num_live or not layout.window:
+                if not frame.num_live or not layout.window or (request, index) in seen.settled:
                     continue
                 span, share = seen.frame(request, index), shares[request]
                 if asked is None or share <= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from star_kv_sglang.cache.segments import Frame, Segment
-from star_kv_sglang.engine.plan import remembered_frames
+from star_kv_sglang.engine.plan import remembered_frames, settled_frames
 
 FRAMES = [Frame(4, 2, 4, 1), Frame(16, 2, 4, 2)]
 """Positions 4 to 12 and 16 to 24."""
@@ -30,3 +30,24 @@ def scored(start: int, end: int, page_size: int = 1, *, ident: int = 7) -> Segme
 )
 def test_a_screenshot_is_remembered_when_all_of_it_is(known: list[Segment], in_tree: int, remembered: set[int]) -> None:
     assert remembered_frames(FRAMES, known, in_tree) == remembered
+
+
+@pytest.mark.parametrize(
+    ("segments", "quota", "settled"),
+    [
+        pytest.param([], 0, {0, 1}, id="all_shared"),
+        pytest.param([scored(4, 12), scored(16, 24)], 16, {0, 1}, id="room_for_all"),
+        pytest.param([scored(4, 12), scored(16, 24)], 8, set(), id="half_of_both"),
+        pytest.param([scored(4, 12).pruned_to(4), scored(16, 24)], 8, {0}, id="the_first_has_its_share"),
+        pytest.param([scored(4, 12).pruned_to(5), scored(16, 24)], 8, set(), id="the_first_has_one_too_many"),
+        pytest.param([scored(16, 24)], 4, {0}, id="the_first_is_shared"),
+        pytest.param([scored(4, 8).pruned_to(2), scored(8, 12), scored(16, 24)], 8, set(), id="one_part_is_cut"),
+    ],
+)
+def test_what_has_its_share_is_settled(segments: list[Segment], quota: int, settled: set[int]) -> None:
+    assert settled_frames(FRAMES, segments, quota, 1) == settled
+
+
+def test_shares_of_whole_pages_settle_too() -> None:
+    segments = [scored(4, 12, 4).pruned_to(4), scored(16, 24, 4)]
+    assert settled_frames(FRAMES, segments, 11, 4) == {0}

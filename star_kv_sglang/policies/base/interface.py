@@ -108,6 +108,7 @@ class Observation:
             The policy may write to it.
         ops: Kernels or references.
         remembered: Request and index of each screenshot whose scores are stored already, for good.
+        settled: Request and index of each screenshot that loses nothing now, whose scores nobody will read.
     """
 
     layouts: Sequence[PromptLayout]
@@ -122,6 +123,7 @@ class Observation:
     attention: torch.Tensor | None
     ops: Ops
     remembered: Set[tuple[int, int]] = frozenset()
+    settled: Set[tuple[int, int]] = frozenset()
 
     @cached_property
     def beside_peak(self) -> dict[tuple[int, int], torch.Tensor]:
