@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from star_kv_sglang.algorithm.state import TrajectoryState
 
 
+MI_RESOLUTION = 1e-4
+"""Nats. Sums of float32 differ by less than this from the exact mutual information."""
+
+
 def advance_prior(
     batch: ScoringBatch, states: Sequence[TrajectoryState], advancing: Sequence[bool]
 ) -> list[TrajectoryState]:
@@ -31,10 +35,15 @@ def advance_prior(
 
 
 def head_weights(mi_ema: torch.Tensor, tau: float) -> torch.Tensor:
-    """Softmax over the groups (last dimension) of the min-max normalised information; uniform when all are equal."""
+    """Softmax over the groups (last dimension) of the min-max normalised information; uniform when all are equal.
+
+    On a screenshot of which every token has a position bin of its own, all groups tell everything about the position.
+    What their sums then differ by is rounding, which the normalisation would blow up to the whole range.
+    """
     low, high = mi_ema.amin(dim=-1, keepdim=True), mi_ema.amax(dim=-1, keepdim=True)
     spread = high - low
-    normalised = torch.where(spread > 0, (mi_ema - low) / torch.where(spread > 0, spread, 1.0), 0.5)
+    told_apart = spread > MI_RESOLUTION
+    normalised = torch.where(told_apart, (mi_ema - low) / torch.where(told_apart, spread, 1.0), 0.5)
     return (normalised / tau).softmax(dim=-1)
 
 

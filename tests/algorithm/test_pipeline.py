@@ -143,6 +143,24 @@ def test_the_prior_needs_a_screenshot_and_the_discount_needs_two() -> None:
     assert two.stability is not None
 
 
+def test_on_a_small_screenshot_no_head_is_preferred_for_a_rounding_error() -> None:
+    """Every token has a position bin of its own, so that no head tells more about the position than another."""
+    scored = _score([_prompt(1, side=6)])
+    assert scored.states[0].mi_ema is not None
+    assert scored.steps is not None
+    assert scored.steps.prior_weights == (FAST_PRIOR.prior_lambda,)
+    assert torch.equal(scored.steps.head_weights, torch.full((LAYERS, 1, GROUPS), 1 / GROUPS))
+
+
+def test_heads_that_tell_more_about_the_position_weigh_more() -> None:
+    scored = _score([_prompt(1, side=16)])
+    mi, steps = scored.states[0].mi_ema, scored.steps
+    assert mi is not None
+    assert steps is not None
+    assert torch.equal(steps.head_weights[:, 0].argsort(dim=-1), mi.argsort(dim=-1))
+    assert bool((steps.head_weights.amax(dim=-1) > 1.5 * steps.head_weights.amin(dim=-1)).all())
+
+
 def test_the_discount_lowers_earlier_screenshots_only() -> None:
     layout = _prompt(3)
     steps = _score([layout]).steps

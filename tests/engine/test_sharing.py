@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 import torch
 
-from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, screenshot, turn
+from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, question, screenshot, turn
 from tests.engine.harness import TestEngine
 from tests.engine.masked_reference import MaskedReference, drops_of, read_drops, worst_difference
 
@@ -24,10 +24,15 @@ ENGINE: Final[Mapping[str, Any]] = {
     "exact": True,
     "kv_policy": "star-paper",
     "kv_budget": BUDGET,
-    "policy_config": {"prior_warmup_steps": 0, "prior_ramp_steps": 1, "temporal_discount": True},
+    "policy_config": {
+        "prior_warmup_steps": 0,
+        "prior_ramp_steps": 1,
+        "prior_lambda": 1.0,
+        "temporal_discount": True,
+    },
     "max_prefill_tokens": 64,
 }
-"""The prior and the temporal discount work from the second screenshot on."""
+"""The prior and the temporal discount work from the second screenshot on, so strongly that they tell branches apart."""
 
 
 def num_text(answer: Answer, num_frames: int) -> int:
@@ -101,8 +106,13 @@ def test_two_identical_prompts_are_two_branches(engine: TestEngine, trace: Path)
 def test_fork_inherits_the_state(engine: TestEngine, trace: Path) -> None:
     """A branch that forks after two turns keeps what an unforked one keeps, and not what one with less memory keeps.
 
-    The history is pinned, so that all of them choose from the newest screenshot only and under the same quota.
+    The history is pinned, so that all of them choose from the newest screenshot only and under the same quota. The
+    screenshots are so wide that several tokens share a position bin: otherwise all heads weigh the same.
     """
+
+    def turn(chat: Chat, seed: int) -> Chat:
+        return chat.ask(question(seed), screenshot(seed, 24, 2, 28))
+
     whole = {"custom_params": {"kv_share": True}}
     first = turn(Chat(), 1)
     second = turn(first.reply(engine.answer(first, NUM_OUTPUT, **whole).text), 2)
