@@ -2,7 +2,7 @@
 # make demo      a GUI agent's branches on a real server, full cache against STaR-KV
 # make test      what CI runs: lint, types, all tests that need no GPU
 # make soak      half an hour of load on a real server
-# make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time; PYTHON=... names an interpreter that has SGLang
+# make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time over all GPUs; PYTHON=... names an interpreter that has SGLang
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

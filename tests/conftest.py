@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,13 +35,23 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     from star_kv_sglang import cpu_mode
 
-    if not cpu_mode.is_gpu_present():
+    if cpu_mode.is_gpu_present():
+        _take_a_gpu(getattr(config, "workerinput", {}))
+    else:
         cpu_mode.enable()
     results = os.environ.get("RESULTS_CSV")
     if results and not hasattr(config, "workerinput"):  # with xdist, in the process that hears of all tests
         from tests.results_csv import ResultsCsv
 
         config.pluginmanager.register(ResultsCsv(Path(results)))
+
+
+def _take_a_gpu(workerinput: dict[str, Any]) -> None:
+    """Spread xdist's workers over the machine's GPUs, where nobody has chosen one."""
+    from torch.cuda import device_count
+
+    if workerinput and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(int(workerinput["workerid"].removeprefix("gw")) % device_count())
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
