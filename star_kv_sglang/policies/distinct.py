@@ -41,4 +41,4 @@ class Policy(KVPolicy):
 
     def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
         """A screenshot that shows more is worth more tokens."""
-        return by_place_in_line(seen, scored)
+        return by_place_in_line(seen, scored, ranked=False)

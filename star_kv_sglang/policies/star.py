@@ -72,7 +72,7 @@ class Policy(KVPolicy):
 
     def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
         """A screenshot that shows more is worth more tokens."""
-        return by_place_in_line(seen, scored)
+        return by_place_in_line(seen, scored, ranked=True)
 
     def _published(self, seen: Observation) -> ScoredBatch:
         """The published scorer; its boost goes to what stands out from the screenshot's mean."""

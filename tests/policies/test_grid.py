@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from star_kv_sglang.policies.base.grid import at_places, is_beside_peak, is_peak, merged_ranks, places, ranks
+from star_kv_sglang.policies.base.grid import (
+    at_places,
+    is_beside_peak,
+    is_peak,
+    merged_ranks,
+    places,
+    places_of_ranks,
+    ranks,
+)
 
 
 def test_ranks_are_spread_evenly_and_the_earlier_of_equals_is_higher() -> None:
@@ -14,6 +22,12 @@ def test_ranks_are_spread_evenly_and_the_earlier_of_equals_is_higher() -> None:
 
 def test_places_count_from_the_highest() -> None:
     assert places(torch.tensor([[2.0, 9.0, 2.0, -1.0, 5.0]])).tolist() == [[2, 0, 3, 4, 1]]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 2_691, 100_000])
+def test_places_of_ranks_are_the_places(num_tokens: int) -> None:
+    scores = torch.randint(0, 500, (2, num_tokens), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(places_of_ranks(ranks(scores)), places(scores))
 
 
 def test_the_only_token_has_a_rank() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.policies.base.grid import at_places, is_beside_peak, is_peak, places, ranks
+from star_kv_sglang.policies.base.grid import at_places, is_beside_peak, is_peak, places, places_of_ranks, ranks
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
 
 PROMINENT = 2.0
@@ -110,21 +110,27 @@ def _beside_peak(seen: Observation, request: int, index: int) -> torch.Tensor:
     return is_beside_peak(seen.frame_norms[:, span], seen.frame_offsets[:, span], frame.rows, frame.cols)
 
 
-def by_place_in_line(seen: Observation, scored: PolicyScores) -> torch.Tensor:
+def by_place_in_line(seen: Observation, scored: PolicyScores, *, ranked: bool) -> torch.Tensor:
     """Scores that compare over screenshots, in the order that ``scored`` gives each screenshot's tokens.
 
     Ranks say nothing of what one screenshot has that another has not, and distances say too much: one style of widgets
     would starve another. A token's place in its screenshot's order, counted in how many things the screenshot shows,
     gives one that shows twice as much twice as many tokens.
 
+    Args:
+        seen: Of a policy with `Norms.CENTRED`.
+        scored: What it made of them.
+        ranked: Each screenshot's scores are `ranks`, so that nothing has to be sorted again.
+
     Returns:
         float32 [L, N]: n / (n + place) with n of `num_prominent`, 1/2 for the token behind the n best; 0 for text and
         for screenshots whose scores are remembered.
     """
     lasting = torch.zeros_like(seen.frame_norms)
+    count = places_of_ranks if ranked else places
     for request, layout in enumerate(seen.layouts):
         for index, frame in enumerate(layout.frames):
             if frame.num_live and layout.window and (request, index) not in seen.remembered:
                 span, shown = seen.frame(request, index), num_prominent(seen, request, index)
-                lasting[:, span] = shown / (shown + places(scored.calibrated[:, span]))
+                lasting[:, span] = shown / (shown + count(scored.calibrated[:, span]))
     return lasting

@@ -17,6 +17,11 @@ def places(scores: torch.Tensor) -> torch.Tensor:
     return _in_order(scores, range(scores.shape[1]))
 
 
+def places_of_ranks(ranked: torch.Tensor) -> torch.Tensor:
+    """`places` of tokens by their `ranks`, which say it already. [U, V]."""
+    return ((1 - ranked) * (ranked.shape[1] - 1)).round()
+
+
 def _in_order(scores: torch.Tensor, numbers: range) -> torch.Tensor:
     """The first number for the highest token, and so on, in the scores' dtype."""
     order = scores.argsort(dim=1, descending=True, stable=True)
