@@ -117,6 +117,6 @@ def question(seed: int, num_words: int = 4) -> str:
     return " ".join(rng.choice(_WORDS, num_words))
 
 
-def turn(chat: Chat, seed: int) -> Chat:
+def turn(chat: Chat, seed: int, cols: int = COLS, rows: int = ROWS) -> Chat:
     """The conversation with another screenshot and question."""
-    return chat.ask(question(seed), screenshot(seed, COLS, ROWS, 28))
+    return chat.ask(question(seed), screenshot(seed, cols, rows, 28))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import torch
 
-from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, question, screenshot, turn
+from tests.engine.conversation import COLS, NUM_VISUAL, ROWS, Answer, Chat, screenshot, turn
 from tests.engine.harness import TestEngine
 from tests.engine.masked_reference import MaskedReference, drops_of, read_drops, worst_difference
 
@@ -109,25 +110,22 @@ def test_fork_inherits_the_state(engine: TestEngine, trace: Path) -> None:
     The history is pinned, so that all of them choose from the newest screenshot only and under the same quota. The
     screenshots are so wide that several tokens share a position bin: otherwise all heads weigh the same.
     """
-
-    def turn(chat: Chat, seed: int) -> Chat:
-        return chat.ask(question(seed), screenshot(seed, 24, 2, 28))
-
+    wide_turn = partial(turn, cols=24, rows=2)
     whole = {"custom_params": {"kv_share": True}}
-    first = turn(Chat(), 1)
-    second = turn(first.reply(engine.answer(first, NUM_OUTPUT, **whole).text), 2)
+    first = wide_turn(Chat(), 1)
+    second = wide_turn(first.reply(engine.answer(first, NUM_OUTPUT, **whole).text), 2)
     history = second.reply(engine.answer(second, NUM_OUTPUT, **whole).text)
-    alone = engine.answer(turn(history, 3), NUM_OUTPUT, rid="serial")
+    alone = engine.answer(wide_turn(history, 3), NUM_OUTPUT, rid="serial")
 
     engine.flush()
     engine.answer(first, NUM_OUTPUT, **whole)
     engine.answer(second, NUM_OUTPUT, **whole)
-    other = engine.answer(turn(history, 4), NUM_OUTPUT, rid="other-branch")
-    forked = engine.answer(turn(history, 3), NUM_OUTPUT, rid="forked")
+    other = engine.answer(wide_turn(history, 4), NUM_OUTPUT, rid="other-branch")
+    forked = engine.answer(wide_turn(history, 3), NUM_OUTPUT, rid="forked")
 
     engine.flush()
     engine.answer(second, NUM_OUTPUT, **whole)
-    forgetful = engine.answer(turn(history, 3), NUM_OUTPUT, rid="saw-one-prompt")
+    forgetful = engine.answer(wide_turn(history, 3), NUM_OUTPUT, rid="saw-one-prompt")
 
     assert alone.cached == other.cached == forgetful.cached < forked.cached
     assert forked.token_ids == alone.token_ids
