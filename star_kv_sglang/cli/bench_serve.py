@@ -25,7 +25,11 @@ _FILE_WIDTH = 160
 def serve(
     phases: Annotated[str, typer.Option(help="Measurements, comma-separated.")] = _PHASES,
     policies: Annotated[
-        str, typer.Option(help="Among stock, full, star and, e.g., 'star 0.4', in order; stock is always the first.")
+        str,
+        typer.Option(
+            help="Among stock, full, star and, e.g., 'star 0.4', in order; stock is always the first. 'stock again' is "
+            "a second server of it, which shows how much two equal servers differ."
+        ),
     ] = "full,star",
     stock: Annotated[
         bool, typer.Option(help="Measure stock too; without it where another process does, on another GPU.")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.engine import injected_faults
 from tests.engine.conversation import Answer, Chat
 from tests.engine.harness import TestEngine, running_engine
+from tests.engine.machine import environment
+from tests.engine.plugin import sglang_plugin
 
 NUM_OUTPUT = 4
 
@@ -43,19 +42,11 @@ class Faulty:
 @contextmanager
 def faulty_engine(folder: Path, model: Path, **arguments: object) -> Iterator[Faulty]:
     """An engine into whose scheduler faults can be injected."""
-    shutil.copyfile(str(injected_faults.__file__), folder / "injected_faults.py")
-    metadata = folder / "injected_faults-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: injected-faults\nVersion: 0\n", encoding="utf-8")
-    entry = "[sglang.srt.plugins]\ninjected_faults = injected_faults:register\n"
-    (metadata / "entry_points.txt").write_text(entry, encoding="utf-8")
     switch, log = folder / "switch", folder / "log"
     switch.write_text("", encoding="utf-8")
     with ExitStack() as stack:
-        # Processes that are spawned take over this one's path, and find the plugin on it.
-        with pytest.MonkeyPatch.context() as patch, printing_to(log):
-            patch.syspath_prepend(folder)
-            patch.setenv("INJECTED_FAULTS", str(switch))
+        plugin = sglang_plugin(injected_faults.__name__)
+        with plugin, environment({"INJECTED_FAULTS": str(switch)}), printing_to(log):
             engine = stack.enter_context(
                 running_engine(model, kv_policy="star-paper", log_level="warning", **arguments)
             )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from star_kv_sglang import cpu_mode
+from tests.engine.plugin import sglang_plugin
 
 _GPU: dict[str, Any] = {
     "sampling_backend": "pytorch",
@@ -88,15 +86,5 @@ def exact_environment(exact: bool) -> Iterator[None]:
     if not exact or not cpu_mode.is_gpu_present():
         yield
         return
-    with tempfile.TemporaryDirectory() as folder, environment(_EXACT_ENVIRONMENT):
-        metadata = Path(folder) / "star_kv_native_ops-0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: star_kv_native_ops\nVersion: 0\n")
-        (metadata / "entry_points.txt").write_text(
-            "[sglang.srt.plugins]\nstar_kv_native_ops = tests.engine.native_ops:register\n"
-        )
-        sys.path.insert(0, folder)
-        try:
-            yield
-        finally:
-            sys.path.remove(folder)
+    with environment(_EXACT_ENVIRONMENT), sglang_plugin("tests.engine.native_ops"):
+        yield

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.engine.call_log import logged_calls
+from tests.engine.conversation import Chat, turn
+from tests.engine.harness import running_engine
 from tests.engine.machine import engine_arguments
 
 pytestmark = pytest.mark.slow
@@ -56,3 +59,22 @@ def test_hooks_of_a_process_that_inherited_its_arguments(
     assert bool(hooks) == hooked
     assert (RADIX_CACHE_BACKEND in trees) == hooked
     assert attention.startswith("star_kv_sglang") == hooked
+
+
+@pytest.mark.parametrize("policy", ["full", "star"])
+def test_requests_call_code_of_ours_with_a_policy_only(
+    checkpoint: Callable[[str], Path], tmp_path: Path, policy: str
+) -> None:
+    log = tmp_path / "calls"
+    with logged_calls(log), running_engine(checkpoint("qwen2_5_vl"), kv_policy=policy) as engine:
+        at_start = log.read_text(encoding="utf-8").splitlines()
+        chat = turn(Chat(), 0)
+        first = engine.answer(chat, 4)
+        engine.answer(turn(chat.reply(first.text), 1), 4)
+        calls = log.read_text(encoding="utf-8").splitlines()[len(at_start) :]
+    listening = {line.split()[0] for line in at_start if line.endswith(" listens")}
+    assert len(listening) >= 2, "this process, which takes requests, and the scheduler's"
+    if policy == "full":
+        assert calls == []
+    else:
+        assert any("engine.policy" in call for call in calls)

@@ -17,6 +17,9 @@ STOCK: Final = "stock"
 FULL: Final = "full"
 STAR: Final = "star"
 
+CONTROL: Final = f"{STOCK} again"
+"""Label of a second server of stock: its ratio to the first is what two equal servers differ by."""
+
 _PLUGINS: Final = "SGLANG_PLUGINS"
 _NO_PLUGIN: Final = "none"
 """A name that no plugin has: SGLang then loads none."""
@@ -41,13 +44,17 @@ class Policy:
     Attributes:
         name: ``stock`` (plugin not loaded), ``full`` (plugin loaded, nothing pruned) or ``star``.
         budget: of ``star``; None for the others.
+        again: a second server of ``stock``.
     """
 
     name: str
     budget: float | None = None
+    again: bool = False
 
     @property
     def label(self) -> str:
+        if self.again:
+            return CONTROL
         return self.name if self.budget is None else f"{self.name} {self.budget:g}"
 
     @property
@@ -68,7 +75,7 @@ def parse_policies(names: str, budgets: str) -> list[Policy]:
     """Policies of two comma-separated lists, in the order of the first; ``stock`` comes first and is always there.
 
     Args:
-        names: ``stock``, ``full``, ``star 0.2``, or ``star`` for all budgets.
+        names: ``stock``, ``stock again``, ``full``, ``star 0.2``, or ``star`` for all budgets.
         budgets: of ``star``.
 
     Raises:
@@ -76,9 +83,12 @@ def parse_policies(names: str, budgets: str) -> list[Policy]:
     """
     policies = [Policy(STOCK)]
     for word in _words(names):
+        if word == CONTROL:
+            policies.append(Policy(STOCK, again=True))
+            continue
         name, _, budget = word.partition(" ")
         if name not in (STOCK, FULL, STAR) or (budget and name != STAR):
-            raise ServeBenchError(f"--policies {word}: choose among {STOCK}, {FULL}, {STAR}, {STAR} BUDGET")
+            raise ServeBenchError(f"--policies {word}: choose among {STOCK}, {CONTROL}, {FULL}, {STAR}, {STAR} BUDGET")
         if name == STAR:
             policies += [Policy(STAR, _budget(each)) for each in ([budget] if budget else _words(budgets))]
         else:

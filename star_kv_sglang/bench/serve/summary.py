@@ -9,7 +9,7 @@ from typing import Final
 from rich.table import Table
 
 from star_kv_sglang.bench.serve.results import Figure
-from star_kv_sglang.bench.serve.server import FULL, STOCK, Policy
+from star_kv_sglang.bench.serve.server import CONTROL, FULL, STOCK, Policy
 
 REFERENCE_BUDGET: Final = Policy("star", 0.2).label
 _NEUTRAL: Final = ("ms_per_step", "tokens_per_s", "branches_alive", "ttft_ms_p50", "turns_per_s", "hit_rate")
@@ -90,18 +90,29 @@ def judge(figures: Sequence[Figure]) -> list[Verdict]:
 
 def _neutral(table: dict[Key, dict[str, Figure]]) -> Verdict:
     target = "full with the plugin: 1.00 +- 0.01 of stock in every figure"
-    paired = {key: row[FULL].value for key, row in table.items() if key[1] in _PAIRED and FULL in row}
-    ratios = {key: ratio for key, ratio in paired.items() if ratio is not None}
-    for key, row in table.items():
-        ratio = ratio_to_stock(row, FULL) if key[1] in _NEUTRAL else None
-        if ratio is not None and not (paired and key[1] == "ttft_ms_p50"):
-            ratios[key] = ratio
+    ratios, equal = _neutral_ratios(table, FULL), _neutral_ratios(table, CONTROL)
     if not ratios:
         return Verdict(target, "", None)
-    key = max(ratios, key=lambda key: abs(ratios[key] - 1))
-    worst = ratios[key]
-    text = f"{worst:.3f} at worst ({key[0]} {key[1]}, batch or turn {key[2]})"
-    return _verdict(target, text, abs(worst - 1) <= 0.01, f"{abs(worst - 1) - 0.01:.3f}")
+    key = _worst(ratios)
+    off = abs(ratios[key] - 1)
+    text = f"{ratios[key]:.3f} at worst ({key[0]} {key[1]}, batch or turn {key[2]})"
+    text += f"; {CONTROL}: {equal[_worst(equal)]:.3f}" if equal else ""
+    return _verdict(target, text, off <= 0.01, f"{off - 0.01:.3f}")
+
+
+def _neutral_ratios(table: dict[Key, dict[str, Figure]], policy: str) -> dict[Key, float]:
+    """A policy's ratios to stock in everything that no policy should change."""
+    paired = {key: row[policy].value for key, row in table.items() if key[1] in _PAIRED and policy in row}
+    ratios = {key: ratio for key, ratio in paired.items() if ratio is not None}
+    for key, row in table.items():
+        ratio = ratio_to_stock(row, policy) if key[1] in _NEUTRAL else None
+        if ratio is not None and not (paired and key[1] == "ttft_ms_p50"):
+            ratios[key] = ratio
+    return ratios
+
+
+def _worst(ratios: dict[Key, float]) -> Key:
+    return max(ratios, key=lambda key: abs(ratios[key] - 1))
 
 
 def _decode(table: dict[Key, dict[str, Figure]], lengths: tuple[int, int], least: float) -> Verdict:

@@ -32,6 +32,12 @@ def test_budgets_may_be_named_one_by_one_so_that_the_most_wanted_policy_comes_fi
     ]
 
 
+def test_second_server_of_stock_is_another_policy_of_the_run() -> None:
+    first, again, full = parse_policies("stock again,full", "0.2")
+    assert (first.label, again.label, full.label) == ("stock", "stock again", "full")
+    assert (again.name, again.arguments, again.plugins) == (first.name, first.arguments, first.plugins)
+
+
 @pytest.mark.parametrize(
     ("names", "budgets", "message"),
     [

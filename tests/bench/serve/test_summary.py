@@ -78,6 +78,13 @@ def test_a_plugin_that_does_nothing_must_cost_nothing() -> None:
     assert _verdict([*figures, _steps("stock", MIDDLE, 12.0)], "full with").met is False
 
 
+def test_second_server_of_stock_says_what_two_equal_ones_differ_by() -> None:
+    figures = [_steps("stock", LONG, 20.0), _steps("full", LONG, 21.0), _steps("stock again", LONG, 19.2)]
+    verdict = _verdict(figures, "full with")
+    assert verdict.measured == "1.050 at worst (decode ms_per_step, batch or turn 32); stock again: 0.960"
+    assert (verdict.met, verdict.distance) == (False, "0.040")
+
+
 def test_ratios_of_the_same_conversations_count_instead_of_two_medians() -> None:
     figures = [
         *(Figure(policy, "ttft", "ttft_ms_p50", ms, batch=1) for policy, ms in {"stock": 300.0, "full": 330.0}.items()),
