@@ -130,6 +130,12 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
             f"model architecture {', '.join(architectures) or 'unknown'}: known are {', '.join(VISION_MODELS)} "
             f"and, without pruning, {', '.join(TEXT_MODELS)}"
         )
+    graphs = args.cuda_graph_config.prefill.backend
+    if set(architectures) & set(VISION_MODELS) and graphs != "disabled":
+        reasons.append(
+            f"prefill CUDA graphs ({graphs}) for a model with vision: a replay skips the scorer, which reads queries "
+            "between layers; drop --cuda-graph-backend-prefill, decode graphs stay on"
+        )
     if model_config.is_hybrid_swa:
         reasons.append("a model with sliding-window layers: positions in a row no longer tell distances after pruning")
     if args.use_mla_backend():

@@ -96,6 +96,16 @@ def test_unknown_model_is_refused_with_the_list_of_known_ones(
         parse(folder, **STAR)
 
 
+@pytest.mark.parametrize("backend", ["breakable", "tc_piecewise", "full"])
+def test_prefill_graphs_would_skip_the_scorer(checkpoint: Callable[[str], Path], backend: str) -> None:
+    graphs = {"attention_backend": "flashinfer", "cuda_graph_backend_prefill": backend}
+    with pytest.raises(
+        UnsupportedSetupError, match=rf"prefill CUDA graphs \({backend}\).*--cuda-graph-backend-prefill"
+    ):
+        parse(checkpoint("qwen2_5_vl"), **STAR, **graphs)
+    assert parse(checkpoint("qwen2_5_vl"), **graphs).kv_policy == "full"
+
+
 def test_file_of_parameters_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text('{"boost_alpha": 1.5, "frame_floor": 0.1}')
