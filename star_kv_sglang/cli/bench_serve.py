@@ -65,6 +65,9 @@ def serve(
     csv: Annotated[Path | None, typer.Option(help="Default: benchmarks/serve_<gpu>.csv")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the model, screenshots and logs.")] = Path("build/bench_serve"),
     from_csv: Annotated[Path | None, typer.Option(help="Measure nothing: report the last run of this file.")] = None,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="With --from-csv: every figure, from the last run that compared it.")
+    ] = False,
 ) -> None:
     """Measure decoding, branches in a fixed pool, time to first token and turns, for every policy in the same run.
 
@@ -76,7 +79,7 @@ def serve(
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
     if from_csv is not None:
-        _report(console, from_csv)
+        _report(console, from_csv, all_runs=all_runs)
         return
     given: dict[str, object] = {
         "histories": _numbers("--histories", histories),
@@ -162,18 +165,18 @@ def _measure(console: Console, plan: Plan, results: Results) -> list[str]:
     return run.problems
 
 
-def _report(console: Console, csv: Path) -> None:
+def _report(console: Console, csv: Path, *, all_runs: bool = False) -> None:
     """Tables for the terminal, and the plot beside the CSV."""
     from star_kv_sglang.bench.serve.plot import draw
-    from star_kv_sglang.bench.serve.results import read_figures
+    from star_kv_sglang.bench.serve.results import machine_of, newest, read_figures, read_runs
     from star_kv_sglang.bench.serve.summary import comparison_table, targets_table
 
-    figures = read_figures(csv)
+    figures = newest(list(read_runs(csv).values())) if all_runs else read_figures(csv)
     console.print(comparison_table(figures))
     console.print(targets_table(figures))
     plot = csv.with_suffix(".png")
     try:
-        draw(figures, plot, title=csv.stem)
+        draw(figures, plot, title=machine_of(csv))
     except ModuleNotFoundError as error:
         console.print(f"{plot} is not drawn: {error}. Install matplotlib and run star-kv bench serve --from-csv {csv}")
     else:

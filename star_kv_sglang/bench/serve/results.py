@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -112,22 +112,53 @@ def read_figures(path: Path, date: str | None = None) -> list[Figure]:
     Raises:
         ServeBenchError: the file holds no such run.
     """
+    runs = read_runs(path)
+    if not runs or date not in (None, *runs):
+        raise ServeBenchError(f"{path} holds no run{f' of {date}' if date else ''}")
+    return runs[date] if date is not None else list(runs.values())[-1]
+
+
+def read_runs(path: Path) -> dict[str, list[Figure]]:
+    """Figures of all runs of a CSV by their date, in the order of the file."""
+    runs: dict[str, list[Figure]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            runs.setdefault(row["date"], []).append(_figure(row))
+    return runs
+
+
+def newest(runs: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """What each figure was in the last run that has it for several policies, so that their ratios are of one run.
+
+    What was never measured for several comes from the last run that has it at all.
+    """
+    chosen: dict[tuple[str, str, int, int], list[Figure]] = {}
+    for run in runs:
+        measured: dict[tuple[str, str, int, int], list[Figure]] = {}
+        for figure in run:
+            measured.setdefault((figure.phase, figure.metric, figure.history, figure.batch), []).append(figure)
+        for key, figures in measured.items():
+            if len(figures) > 1 or len(chosen.get(key, ())) <= 1:
+                chosen.pop(key, None)
+                chosen[key] = figures
+    return [figure for figures in chosen.values() for figure in figures]
+
+
+def machine_of(path: Path) -> str:
+    """GPUs and models of a CSV, for a title."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    wanted = date if date is not None else (rows[-1]["date"] if rows else "")
-    chosen = [row for row in rows if row["date"] == wanted]
-    if not chosen:
-        raise ServeBenchError(f"{path} holds no run{f' of {date}' if date else ''}")
-    return [
-        Figure(
-            policy=row["policy"],
-            phase=row["phase"],
-            metric=row["metric"],
-            value=float(row["value"]) if row["value"] else None,
-            history=int(row["history"]),
-            batch=int(row["batch"]),
-            partial=row["partial"] == "True",
-            note=row["note"],
-        )
-        for row in chosen
-    ]
+    return "; ".join(dict.fromkeys(f"{row['gpu']}, {row['model']}" for row in rows))
+
+
+def _figure(row: Mapping[str, str]) -> Figure:
+    return Figure(
+        policy=row["policy"],
+        phase=row["phase"],
+        metric=row["metric"],
+        value=float(row["value"]) if row["value"] else None,
+        history=int(row["history"]),
+        batch=int(row["batch"]),
+        partial=row["partial"] == "True",
+        note=row["note"],
+    )
