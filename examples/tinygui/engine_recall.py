@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.eval.suite.served import empty_cache
 from star_kv_sglang.rollout.scoring import is_correct
 from star_kv_sglang.rollout.trajectory import Question
 from tinygui.accuracy import MODEL
@@ -37,7 +38,7 @@ def ask(engine: Any, tokenizer: Any, case: RecallCase) -> list[tuple[Question, b
         return await asyncio.gather(*(engine.async_generate(prompt=one, **given) for one in prompts))
 
     answers = engine.loop.run_until_complete(at_once())
-    engine.flush_cache()
+    empty_cache(engine)
     return [
         (question, is_correct(question, answer["text"])) for question, answer in zip(case.recalls, answers, strict=True)
     ]

@@ -49,6 +49,11 @@ def turn(chat: Chat, seed: int) -> Chat:
     return chat.ask(question(seed), screenshot(seed, COLS, ROWS, 28))
 
 
+def flush(client: httpx.Client) -> None:
+    """Empty the tree; the last request leaves the scheduler a step after its answer."""
+    client.post("/flush_cache", params={"timeout": 30}).raise_for_status()
+
+
 def generate(client: httpx.Client, chat: Chat, **options: Any) -> dict[str, Any]:
     """One answer of four tokens from ``/generate``."""
     images = []
@@ -108,7 +113,7 @@ def test_page_and_server_info_tell_the_same(client: httpx.Client) -> None:
 
 
 def test_every_response_tells_what_it_holds(client: httpx.Client) -> None:
-    client.post("/flush_cache").raise_for_status()
+    flush(client)
     first = turn(Chat(), 11)
     answer = generate(client, first)
     prompt_len = answer["meta_info"]["prompt_tokens"]
@@ -118,14 +123,14 @@ def test_every_response_tells_what_it_holds(client: httpx.Client) -> None:
     (use,) = second["meta_info"]["star_kv"]
     assert use["live"] + use["pruned"] == second["meta_info"]["prompt_tokens"]
     assert use["pruned"] == 2 * NUM_VISUAL - 15
-    client.post("/flush_cache").raise_for_status()
+    flush(client)
     text = generate(client, Chat().ask(question(5)))
     (use,) = text["meta_info"]["star_kv"]
     assert use == {"live": text["meta_info"]["prompt_tokens"], "pruned": 0, "shared": 0, "cuts": 0}
 
 
 def test_what_a_request_shares_is_told(client: httpx.Client) -> None:
-    client.post("/flush_cache").raise_for_status()
+    flush(client)
     first = turn(Chat(), 21)
     answer = generate(client, first, sampling_params={"max_new_tokens": 4, "custom_params": {"kv_share": True}})
     (use,) = answer["meta_info"]["star_kv"]

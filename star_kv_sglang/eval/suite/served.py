@@ -1,7 +1,8 @@
 """An engine of this process, asked with screenshots that the vision tower has seen already.
 
-Only the engine's public calls are used, but for its image processor: requests are handed the tower's output, and each
-request's screenshots get a hash of its own conversation, so that nothing is shared in the cache beyond it.
+Only the engine's public calls are used, but for two: its image processor, as requests are handed the tower's output and
+each request's screenshots get a hash of its own conversation, so that nothing is shared in the cache beyond it; and the
+call that empties the cache, whose public form does not wait.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final
 import torch
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.eval.errors import EvalError
 from star_kv_sglang.eval.suite.vision import SeenScreen
 
 MAX_NEW_TOKENS: Final = 2
@@ -25,6 +27,8 @@ MAX_NEW_TOKENS: Final = 2
 
 MAX_IN_FLIGHT: Final = 64
 """Requests that the engine is given at a time: each that waits is compared with each that is planned."""
+
+_IDLE_TIMEOUT_S: Final = 30
 
 _GPU_ARGUMENTS: Final[dict[str, Any]] = {
     "dtype": "bfloat16",
@@ -85,6 +89,17 @@ def start_engine(model: Path, **arguments: Any) -> Any:
     if device() == "cuda":
         return sglang.Engine(**{**chosen, **_GPU_ARGUMENTS, **arguments})
     return sglang.Engine(**cpu_mode.cpu_engine_kwargs(**{**chosen, **_CPU_ARGUMENTS, **arguments}))
+
+
+def empty_cache(engine: Any) -> None:
+    """Empties an engine's cache when its last request has left the scheduler, which is a step after its answer.
+
+    Raises:
+        EvalError: requests were still running after half a minute.
+    """
+    result = engine.loop.run_until_complete(engine.tokenizer_manager.flush_cache(timeout_s=_IDLE_TIMEOUT_S))
+    if not result.success:
+        raise EvalError(f"the cache was not emptied, as requests ran for {_IDLE_TIMEOUT_S} s: {result.message}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +164,8 @@ class SuiteEngine:
         self._engine.shutdown()
 
     def flush(self) -> None:
-        """Empties the cache."""
-        self._engine.flush_cache()
+        """Empties the cache; raises as `empty_cache`."""
+        empty_cache(self._engine)
 
     def counters(self) -> Mapping[str, int]:
         """What the policy has counted; nothing under the full cache."""
