@@ -133,8 +133,8 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
     graphs = args.cuda_graph_config.prefill.backend
     if set(architectures) & set(VISION_MODELS) and graphs != "disabled":
         reasons.append(
-            f"prefill CUDA graphs ({graphs}) for a model with vision: a replay skips the scorer, which reads queries "
-            "between layers; drop --cuda-graph-backend-prefill, decode graphs stay on"
+            f"prefill CUDA graphs ({graphs}) for a model with vision: not verified with the scorer, which works "
+            "between the layers of a prefill; drop --cuda-graph-backend-prefill, decode graphs stay on"
         )
     if model_config.is_hybrid_swa:
         reasons.append("a model with sliding-window layers: positions in a row no longer tell distances after pruning")

@@ -97,7 +97,7 @@ def test_unknown_model_is_refused_with_the_list_of_known_ones(
 
 
 @pytest.mark.parametrize("backend", ["breakable", "tc_piecewise", "full"])
-def test_prefill_graphs_would_skip_the_scorer(checkpoint: Callable[[str], Path], backend: str) -> None:
+def test_prefill_graphs_are_refused_with_vision(checkpoint: Callable[[str], Path], backend: str) -> None:
     graphs = {"attention_backend": "flashinfer", "cuda_graph_backend_prefill": backend}
     with pytest.raises(
         UnsupportedSetupError, match=rf"prefill CUDA graphs \({backend}\).*--cuda-graph-backend-prefill"
