@@ -131,7 +131,7 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
             f"and, without pruning, {', '.join(TEXT_MODELS)}"
         )
     graphs = args.cuda_graph_config.prefill.backend
-    if set(architectures) & set(VISION_MODELS) and graphs != "disabled":
+    if model_config.is_multimodal and graphs != "disabled":
         reasons.append(
             f"prefill CUDA graphs ({graphs}) for a model with vision: not verified with the scorer, which works "
             "between the layers of a prefill; drop --cuda-graph-backend-prefill, decode graphs stay on"

@@ -116,7 +116,7 @@ def serve(
         model = ["--model-path", model_path]
     machine = describe(model_path or f"Qwen2.5-VL {shape}, random weights")
     path = csv or Path("benchmarks") / f"serve_{short_name(machine.gpu)}.csv"
-    chosen = [policy for policy in parse_policies(policies, budgets) if stock or policy.name != STOCK]
+    chosen = [policy for policy in parse_policies(policies, budgets) if stock or policy.label != STOCK]
     labels = [label.strip() for label in brief.split(",") if label.strip()]
     strangers = sorted(set(labels) - {policy.label for policy in chosen})
     if strangers:
@@ -168,15 +168,16 @@ def _measure(console: Console, plan: Plan, results: Results) -> list[str]:
 def _report(console: Console, csv: Path, *, all_runs: bool = False) -> None:
     """Tables for the terminal, and the plot beside the CSV."""
     from star_kv_sglang.bench.serve.plot import draw
-    from star_kv_sglang.bench.serve.results import machine_of, newest, read_figures, read_runs
-    from star_kv_sglang.bench.serve.summary import comparison_table, targets_table
+    from star_kv_sglang.bench.serve.results import read_runs
+    from star_kv_sglang.bench.serve.summary import comparison_table, newest, targets_table
 
-    figures = newest(list(read_runs(csv).values())) if all_runs else read_figures(csv)
+    runs = read_runs(csv) if all_runs else read_runs(csv)[-1:]
+    figures = newest(run.figures for run in runs)
     console.print(comparison_table(figures))
     console.print(targets_table(figures))
     plot = csv.with_suffix(".png")
     try:
-        draw(figures, plot, title=machine_of(csv))
+        draw(figures, plot, title="; ".join(dict.fromkeys(run.machine for run in runs)))
     except ModuleNotFoundError as error:
         console.print(f"{plot} is not drawn: {error}. Install matplotlib and run star-kv bench serve --from-csv {csv}")
     else:

@@ -1,4 +1,4 @@
-"""A plugin of SGLang for tests: writes down every call of a function of ours, in all processes of an engine."""
+"""A plugin of SGLang for tests: writes down every call of a function of ours, in the processes that load plugins."""
 
 from __future__ import annotations
 

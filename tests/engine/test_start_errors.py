@@ -106,6 +106,18 @@ def test_prefill_graphs_are_refused_with_vision(checkpoint: Callable[[str], Path
     assert parse(checkpoint("qwen2_5_vl"), **graphs).kv_policy == "full"
 
 
+def test_prefill_graphs_that_a_gpu_has_by_default_are_gone_before_the_check(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.model_executor import cuda_graph_config
+
+    monkeypatch.setattr(cuda_graph_config, "default_prefill_backend", lambda: "breakable")
+    accepted = parse(checkpoint("qwen2_5_vl"), **STAR, attention_backend="flashinfer")
+    assert accepted.cuda_graph_config.prefill.backend == "disabled"
+    text = parse(checkpoint("llama"), **STAR, attention_backend="flashinfer")
+    assert text.cuda_graph_config.prefill.backend == "breakable"
+
+
 def test_file_of_parameters_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text('{"boost_alpha": 1.5, "frame_floor": 0.1}')

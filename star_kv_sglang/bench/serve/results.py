@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -106,49 +106,35 @@ class Results:
             csv.writer(file).writerows(rows)
 
 
-def read_figures(path: Path, date: str | None = None) -> list[Figure]:
-    """Figures of a CSV: of the run with this date, or of the last run in the file.
+@dataclass
+class SavedRun:
+    """A run of a CSV.
+
+    Attributes:
+        date: of the run.
+        machine: GPU and model, for a title.
+        figures: in the order of the file.
+    """
+
+    date: str
+    machine: str
+    figures: list[Figure] = field(default_factory=list)
+
+
+def read_runs(path: Path) -> list[SavedRun]:
+    """All runs of a CSV, in the order of the file.
 
     Raises:
-        ServeBenchError: the file holds no such run.
+        ServeBenchError: the file holds no run.
     """
-    runs = read_runs(path)
-    if not runs or date not in (None, *runs):
-        raise ServeBenchError(f"{path} holds no run{f' of {date}' if date else ''}")
-    return runs[date] if date is not None else list(runs.values())[-1]
-
-
-def read_runs(path: Path) -> dict[str, list[Figure]]:
-    """Figures of all runs of a CSV by their date, in the order of the file."""
-    runs: dict[str, list[Figure]] = {}
+    runs: dict[str, SavedRun] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            runs.setdefault(row["date"], []).append(_figure(row))
-    return runs
-
-
-def newest(runs: Sequence[Sequence[Figure]]) -> list[Figure]:
-    """What each figure was in the last run that has it for several policies, so that their ratios are of one run.
-
-    What was never measured for several comes from the last run that has it at all.
-    """
-    chosen: dict[tuple[str, str, int, int], list[Figure]] = {}
-    for run in runs:
-        measured: dict[tuple[str, str, int, int], list[Figure]] = {}
-        for figure in run:
-            measured.setdefault((figure.phase, figure.metric, figure.history, figure.batch), []).append(figure)
-        for key, figures in measured.items():
-            if len(figures) > 1 or len(chosen.get(key, ())) <= 1:
-                chosen.pop(key, None)
-                chosen[key] = figures
-    return [figure for figures in chosen.values() for figure in figures]
-
-
-def machine_of(path: Path) -> str:
-    """GPUs and models of a CSV, for a title."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return "; ".join(dict.fromkeys(f"{row['gpu']}, {row['model']}" for row in rows))
+            run = runs.setdefault(row["date"], SavedRun(row["date"], f"{row['gpu']}, {row['model']}"))
+            run.figures.append(_figure(row))
+    if not runs:
+        raise ServeBenchError(f"{path} holds no run")
+    return list(runs.values())
 
 
 def _figure(row: Mapping[str, str]) -> Figure:

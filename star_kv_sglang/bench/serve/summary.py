@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,19 @@ def by_key(figures: Sequence[Figure]) -> dict[Key, dict[str, Figure]]:
         key = (figure.phase, figure.metric, figure.batch, figure.history)
         table.setdefault(key, {})[figure.policy] = figure
     return table
+
+
+def newest(runs: Iterable[Sequence[Figure]]) -> list[Figure]:
+    """What each figure was in the last run that has it for several policies, so that their ratios are of one run.
+
+    What was never measured for several comes from the last run that has it at all.
+    """
+    chosen: dict[Key, dict[str, Figure]] = {}
+    for run in runs:
+        for key, row in by_key(run).items():
+            if len(row) > 1 or len(chosen.get(key, ())) <= 1:
+                chosen[key] = row
+    return [figure for row in chosen.values() for figure in row.values()]
 
 
 def ratio_to_stock(row: dict[str, Figure], policy: str) -> float | None:

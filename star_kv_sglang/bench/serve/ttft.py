@@ -59,7 +59,7 @@ async def run_ttft_side_by_side(contexts: Sequence[Context]) -> None:
             for place, each in answers.items():
                 held[place].append(each)
     is_partial = len(held[0]) < sizes.ttft_repeats
-    stock = next((talks for context, talks in zip(contexts, held, strict=True) if context.policy.name == STOCK), None)
+    stock = next((talks for context, talks in zip(contexts, held, strict=True) if context.policy.label == STOCK), None)
     for context, talks in zip(contexts, held, strict=True):
         for turn in range(sizes.ttft_turns if talks else 0):
             _report(context, turn, talks, is_partial)

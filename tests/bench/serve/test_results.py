@@ -9,16 +9,8 @@ import pytest
 
 from star_kv_sglang.bench.serve.errors import ServeBenchError
 from star_kv_sglang.bench.serve.plot import draw
-from star_kv_sglang.bench.serve.results import (
-    COLUMNS,
-    Figure,
-    Machine,
-    Results,
-    machine_of,
-    newest,
-    read_figures,
-    read_runs,
-)
+from star_kv_sglang.bench.serve.results import COLUMNS, Figure, Machine, Results, read_runs
+from star_kv_sglang.bench.serve.summary import newest
 
 FIGURES = (
     Figure("stock", "decode", "ms_per_step", 22.73, history=27_013, batch=32),
@@ -46,8 +38,9 @@ def test_figures_are_read_back_and_the_last_run_is_meant(tmp_path: Path) -> None
     path = tmp_path / "serve.csv"
     Results(path, _machine("first")).add(Figure("stock", "decode", "ms_per_step", 1.0))
     Results(path, _machine("second")).add(*FIGURES)
-    assert read_figures(path) == list(FIGURES)
-    assert [figure.value for figure in read_figures(path, "first")] == [1.0]
+    first, last = read_runs(path)
+    assert last.figures == list(FIGURES)
+    assert (first.date, [figure.value for figure in first.figures]) == ("first", [1.0])
 
 
 def test_figures_of_all_runs_are_compared_within_one_run(tmp_path: Path) -> None:
@@ -60,16 +53,20 @@ def test_figures_of_all_runs_are_compared_within_one_run(tmp_path: Path) -> None
     Results(path, _machine("second")).add(steps("stock", 23.0), steps("full", 23.1))
     Results(path, _machine("third")).add(steps("star 0.2", 9.0), steps("stock", 7.0, batch=1))
     runs = read_runs(path)
-    assert list(runs) == ["first", "second", "third"]
-    assert newest(list(runs.values())) == [steps("stock", 23.0), steps("full", 23.1), steps("stock", 7.0, batch=1)]
-    assert machine_of(path) == "NVIDIA H100 80GB HBM3, Qwen2.5-VL 7b"
+    assert [run.date for run in runs] == ["first", "second", "third"]
+    assert newest(run.figures for run in runs) == [
+        steps("stock", 23.0),
+        steps("full", 23.1),
+        steps("stock", 7.0, batch=1),
+    ]
+    assert {run.machine for run in runs} == {"NVIDIA H100 80GB HBM3, Qwen2.5-VL 7b"}
 
 
 def test_a_file_without_that_run(tmp_path: Path) -> None:
     path = tmp_path / "serve.csv"
     Results(path, _machine("first"))
     with pytest.raises(ServeBenchError, match="no run"):
-        read_figures(path)
+        read_runs(path)
 
 
 def test_another_table_is_not_appended_to(tmp_path: Path) -> None:
