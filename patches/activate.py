@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import pkgutil
-from collections.abc import Iterable
 from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError
-from star_kv_sglang.patches import factories
-from star_kv_sglang.patches.manifest import ALL, FLAGS, HOOKS
+from star_kv_sglang.patches import factories, hooks
+from star_kv_sglang.patches.manifest import FLAGS, HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
 
@@ -44,7 +42,7 @@ def activate() -> None:
     ATTENTION_BACKENDS["flashinfer"] = factories.build_flashinfer
     kinds = {SeamKind.AROUND: HookType.AROUND, SeamKind.AFTER: HookType.AFTER}
     for seam in HOOKS:
-        HookRegistry.register(seam.target, seam.hook, kinds[seam.kind])
+        HookRegistry.register(seam.target, _hook_of(seam), kinds[seam.kind])
 
 
 def active_hooks() -> list[str]:
@@ -65,35 +63,18 @@ def verify_active() -> None:
         raise SeamMovedError([f"hook on {target} was not applied" for target in missing], SUPPORTED_SGLANG)
 
 
-def seam_problems(seams: Iterable[Seam] = ALL) -> list[str]:
-    """One line for each seam that the installed SGLang does not have as declared."""
-    problems = []
-    for seam in seams:
-        try:
-            found = pkgutil.resolve_name(seam.target)
-        except (ImportError, AttributeError) as error:
-            problems.append(f"{seam.target} ({seam.upstream}) does not exist: {error}; needed for: {seam.why}")
-            continue
-        actual = plain_signature(found) if seam.signature is not None else None
-        if actual != seam.signature:
-            problems.append(
-                f"{seam.target} ({seam.upstream}) is {actual}, expected {seam.signature}; needed for: {seam.why}"
-            )
-    return problems
-
-
-def plain_signature(function: Any) -> str:
-    """The signature without annotations; hooks are looked through."""
-    signature = inspect.signature(function)
-    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
-
-
 def _is_wrapped(function: Any, seam: Seam) -> bool:
     """Whether one of SGLang's wrappers around ``function`` calls the seam's hook."""
+    hook = _hook_of(seam)
     while function is not None:
         cells = getattr(function, "__closure__", None) or ()
-        if any(cell.cell_contents is seam.hook for cell in cells):
+        if any(cell.cell_contents is hook for cell in cells):
             return True
         function = getattr(function, "__wrapped__", None)
     return False
+
+
+def _hook_of(seam: Seam) -> Any:
+    if seam.hook is None:
+        raise ValueError(f"{seam.target} has no hook")
+    return getattr(hooks, seam.hook)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from star_kv_sglang.engine import runtime
 
 if TYPE_CHECKING:
+    from sglang.srt.beam_search.coordinator import BeamCoordinator
     from sglang.srt.managers.io_struct import GetInternalStateReqOutput
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
@@ -44,9 +45,12 @@ def after_compute_cell_size(
 
 def after_profile_available_bytes(result: int, kvc: KVCacheConfigurator, pre_model_load_memory: int) -> int:
     """Leave room for scoring a prompt of the model's context length beside a whole chunk of others."""
+    from sglang.srt.runtime_context import get_schedule
+
     del pre_model_load_memory
     config = kvc.model_config
-    num_tokens = config.context_len + max(kvc.server_args.chunked_prefill_size or 0, 0)
+    # The resolved size: ``kvc.server_args`` is what the user asked for, where it is not set.
+    num_tokens = config.context_len + max(get_schedule().chunked_prefill_size, 0)
     workspace = runtime.policy().workspace_bytes(
         kvc.layer_info.num_effective_layers, num_tokens, num_groups=config.get_num_kv_heads(_NUM_GPUS)
     )
@@ -80,3 +84,9 @@ def after_get_internal_state(
     del scheduler, args
     result.internal_state["star_kv"] = runtime.policy().report()
     return result
+
+
+def after_validate_and_init(result: str | None, coordinator: BeamCoordinator, *args: Any) -> str | None:
+    """Refuse beam search: its other rows are copies of a request's row, and nobody knows their holes."""
+    del coordinator, args
+    return result or "Beam search (beam_width above 1) is not supported with a --kv-policy that prunes; use n."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from star_kv_sglang.patches import hooks
+from collections.abc import Iterable
+
+from star_kv_sglang.patches.reads import READS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
 _UNTIL_POLICIES = "SGLang has an interface for KV policies in its radix tree"
@@ -11,7 +13,7 @@ FLAGS = Seam(
     target="sglang.srt.server_args.ServerArgs",
     kind=SeamKind.REPLACE,
     signature=None,
-    why="--kv-policy and its companions: a dataclass subclass with annotated fields",
+    why="--kv-policy and its companions: a subclass of the Struct with annotated fields",
     upstream="srt/server_args.py",
     remove_when="plugins can declare flags",
 )
@@ -22,11 +24,11 @@ HOOKS = (
         target="sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation",
         kind=SeamKind.AROUND,
         signature="(self, batch, forward_batch=None, pp_proxy_tensors=None, is_verify=False, "
-        "skip_attn_backend_init=None, *, capture_hidden_mode=None)",
+        "skip_attn_backend_init=None, *, capture_hidden_mode=None, return_kv_loc_plan=False)",
         why="the last place that knows a batch's requests before its forward, and the first behind it on its stream",
         upstream="srt/managers/tp_worker.py",
         remove_when=_UNTIL_POLICIES,
-        hook=hooks.around_forward_batch_generation,
+        hook="around_forward_batch_generation",
     ),
     Seam(
         target="sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
@@ -35,7 +37,7 @@ HOOKS = (
         why="the side pools are counted when SGLang sizes the pool, so that nothing runs out of memory later",
         upstream="srt/model_executor/pool_configurator.py",
         remove_when="plugins can declare memory that grows with the pool",
-        hook=hooks.after_compute_cell_size,
+        hook="after_compute_cell_size",
     ),
     Seam(
         target="sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._profile_available_bytes",
@@ -44,7 +46,7 @@ HOOKS = (
         why="room for scoring at the end of a prefill is left beside the pool",
         upstream="srt/mem_cache/kv_cache_configurator.py",
         remove_when="plugins can declare a workspace",
-        hook=hooks.after_profile_available_bytes,
+        hook="after_profile_available_bytes",
     ),
     Seam(
         target="sglang.srt.managers.scheduler.Scheduler.init_running_status",
@@ -53,7 +55,7 @@ HOOKS = (
         why="requests that wait may share a prefix that must then stay whole",
         upstream="srt/managers/scheduler.py",
         remove_when="the tree is told about waiting requests",
-        hook=hooks.after_init_running_status,
+        hook="after_init_running_status",
     ),
     Seam(
         target="sglang.srt.managers.scheduler.Scheduler.is_disable_overlap_for_batch",
@@ -62,7 +64,7 @@ HOOKS = (
         why="a prompt is pruned before its first decode step: outputs do not depend on what else is scheduled",
         upstream="srt/managers/scheduler.py",
         remove_when="the prune is queued on the device in the same step as the prefill",
-        hook=hooks.after_is_disable_overlap_for_batch,
+        hook="after_is_disable_overlap_for_batch",
     ),
     Seam(
         target="sglang.srt.managers.scheduler.Scheduler.get_internal_state",
@@ -71,13 +73,24 @@ HOOKS = (
         why="the policy's report in /server_info",
         upstream="srt/managers/scheduler.py",
         remove_when="plugins can add to /server_info",
-        hook=hooks.after_get_internal_state,
+        hook="after_get_internal_state",
+    ),
+    Seam(
+        target="sglang.srt.beam_search.coordinator.BeamCoordinator.validate_and_init",
+        kind=SeamKind.AFTER,
+        signature="(self, req, recv_req)",
+        why="beam search copies a row to rows that no request has: their holes would be read as slot 0",
+        upstream="srt/beam_search/coordinator.py",
+        remove_when="the page table follows from the rows themselves",
+        hook="after_validate_and_init",
     ),
 )
 
 _TREE = "sglang.srt.mem_cache.radix_cache.RadixCache"
 _TREE_WHY = "sizes are counted in live slots, and sealed segments are never split"
 _NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
+_FLASHINFER = "sglang.srt.layers.attention.flashinfer_backend.FlashInferAttnBackend"
+_DECODE = "sglang.srt.layers.attention.flashinfer_backend.FlashInferIndicesUpdaterDecode"
 _SDPA = (
     "(self, query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, {extend}encoder_lens=None, "
     "scaling=None, enable_gqa=False, causal=False, is_cross_attn=False, sliding_window_size=None)"
@@ -107,21 +120,89 @@ EXTENSION_POINTS = (
         upstream="srt/layers/attention/attention_registry.py",
         remove_when="attention backends take their page table from the tree",
     ),
+    _tree_seam("__init__", "(self, params)"),
     _tree_seam("reset", "(self)"),
     _tree_seam("insert", "(self, params)"),
     _tree_seam("match_prefix", "(self, params)"),
-    _tree_seam("cache_unfinished_req", "(self, req, chunked=False)"),
-    _tree_seam("cache_finished_req", "(self, req, is_insert=True, *, kv_len_to_handle)"),
+    Seam(
+        "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.on_release",
+        SeamKind.SUBCLASS,
+        "(self, req, *, checkpointed)",
+        "the one place where a request ends, whatever ended it",
+        "srt/mem_cache/base_prefix_cache.py",
+        _UNTIL_POLICIES,
+    ),
+    _tree_seam("checkpoint", "(self, req, *, up_to)"),
+    _tree_seam("_insert_cache", "(self, req, token_ids, *, key_limit=None, split_prompt=False)"),
     _tree_seam("evict", "(self, params)"),
     _tree_seam("inc_lock_ref", "(self, node)"),
     _tree_seam("dec_lock_ref", "(self, node, params=None)"),
     _tree_seam("_match_prefix_helper", "(self, node, key)"),
-    _tree_seam("_insert_helper", "(self, node, key, value, priority=0, chunked=False)"),
+    _tree_seam("_insert_helper", "(self, node, key, value, priority=0, inserted_len=0)"),
     _tree_seam("_split_node", "(self, key, child, split_len)"),
     _tree_seam("_delete_leaf", "(self, node)"),
     _tree_seam("_total_size_helper", "(self)"),
-    _tree_seam("_update_leaf_status", "(self, node)"),
     _tree_seam("all_values_flatten", "(self)"),
+    *(
+        Seam(
+            f"{backend}.{method}",
+            SeamKind.SUBCLASS,
+            signature,
+            why,
+            upstream,
+            "attention backends take their page table from the tree",
+        )
+        for backend, upstream, construct in (
+            (_NATIVE, "srt/layers/attention/torch_native_backend.py", "(self, model_runner)"),
+            (
+                _FLASHINFER,
+                "srt/layers/attention/flashinfer_backend.py",
+                "(self, model_runner, skip_prefill=False, kv_indptr_buf=None, kv_last_page_len_buf=None, "
+                "init_new_workspace=False)",
+            ),
+        )
+        for method, signature, why in (
+            ("__init__", construct, "the backend keeps SGLang's name and behaviour"),
+            ("init_forward_metadata", "(self, forward_batch)", "the page table of a step is made once for all layers"),
+            (
+                "forward_extend",
+                "(self, q, k, v, layer, forward_batch, save_kv_cache=True)",
+                "the policy's queries score a layer's keys behind its attention",
+            ),
+        )
+    ),
+    Seam(
+        target=f"{_DECODE}.__init__",
+        kind=SeamKind.SUBCLASS,
+        signature="(self, model_runner, attn_backend)",
+        why="decode gets a compacted page table and live lengths",
+        upstream="srt/layers/attention/flashinfer_backend.py",
+        remove_when="attention backends take their page table from the tree",
+    ),
+    Seam(
+        target="sglang.srt.server_args.ServerArgs.resolve_once",
+        kind=SeamKind.SUBCLASS,
+        signature="(self)",
+        why="a set-up that cannot run with a policy is refused before weights load",
+        upstream="srt/server_args.py",
+        remove_when="plugins can check the resolved arguments",
+    ),
+    Seam(
+        target="sglang.srt.server_args.ServerArgs.__reduce__",
+        kind=SeamKind.SUBCLASS,
+        signature="(self)",
+        why="a spawned process learns the policy from the arguments that it is sent, before it loads plugins",
+        upstream="srt/server_args.py",
+        remove_when="plugins are loaded with the arguments at hand",
+    ),
+    Seam(
+        target="sglang.srt.entrypoints.engine.Engine.server_args_class",
+        kind=SeamKind.REPLACE,
+        signature=None,
+        why="Engine binds the class of its arguments when its module is imported, before hooks apply",
+        upstream="srt/entrypoints/engine.py",
+        remove_when="plugins can declare flags",
+    ),
     Seam(
         target=f"{_NATIVE}._run_sdpa_forward_extend",
         kind=SeamKind.SUBCLASS,
@@ -139,18 +220,17 @@ EXTENSION_POINTS = (
         remove_when="attention backends take their page table from the tree",
     ),
     Seam(
-        target="sglang.srt.layers.attention.flashinfer_backend.FlashInferIndicesUpdaterDecode.call_begin_forward",
+        target=f"{_DECODE}.call_begin_forward",
         kind=SeamKind.SUBCLASS,
-        signature="(self, wrapper, req_pool_indices, paged_kernel_lens, paged_kernel_lens_sum, kv_indptr, "
+        signature="(self, wrapper, paged_kernel_lens, paged_kernel_lens_sum, kv_indptr, "
         "kv_start_idx, spec_info, seq_lens_cpu, use_sliding_window_kv_pool=False, fixed_split_size=None, "
-        "disable_split_kv=None)",
+        "disable_split_kv=None, *, plan, req_pool_indices)",
         why="decode gets a compacted page table and live lengths; spec_info may carry a page table",
         upstream="srt/layers/attention/flashinfer_backend.py",
         remove_when="attention backends take their page table from the tree",
     ),
     Seam(
-        target="sglang.srt.layers.attention.flashinfer_backend.FlashInferAttnBackend."
-        "_prepare_dequant_workspace_metadata_for_extend",
+        target=f"{_FLASHINFER}._prepare_dequant_workspace_metadata_for_extend",
         kind=SeamKind.SUBCLASS,
         signature="(self, forward_batch, use_ragged=False)",
         why="where prefill accepts a page table of another making",
@@ -159,4 +239,19 @@ EXTENSION_POINTS = (
     ),
 )
 
-ALL = (FLAGS, *HOOKS, *EXTENSION_POINTS)
+ALL = (FLAGS, *HOOKS, *EXTENSION_POINTS, *READS)
+
+
+def flags(fields: Iterable[str]) -> tuple[Seam, ...]:
+    """One seam for each argument of the server that a rule looks at."""
+    return tuple(
+        Seam(
+            f"sglang.srt.arg_groups.fields.*.{field}",
+            SeamKind.FLAG,
+            None,
+            "a set-up that cannot run with a policy is refused",
+            "srt/arg_groups/fields",
+            "the set-up works with a policy",
+        )
+        for field in fields
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.errors import SeamMovedError
@@ -12,7 +13,7 @@ from star_kv_sglang.errors import SeamMovedError
 if TYPE_CHECKING:
     from star_kv_sglang.server_args import StarServerArgs
 
-SUPPORTED_SGLANG = ("0.5.17",)
+SUPPORTED_SGLANG = ("0.5.23",)
 
 VISION_MODELS = (
     "Qwen2VLForConditionalGeneration",
@@ -25,52 +26,123 @@ ATTENTION_BACKENDS = ("torch_native", "flashinfer")
 
 @dataclass(frozen=True)
 class Rule:
-    """One combination that is refused: a test on the arguments and the sentence that says why and what to do."""
+    """One combination that is refused.
 
-    applies: Callable[[Any], bool]
+    Attributes:
+        fields: Arguments of SGLang that it looks at.
+        applies: Tells from their values, in this order, whether it is refused.
+        reason: Says what is refused, why, and what to do.
+    """
+
+    fields: tuple[str, ...]
+    applies: Callable[..., bool]
     reason: str
+
+
+def _is_set(field: str, reason: str) -> Rule:
+    return Rule((field,), bool, reason)
+
+
+def _above_one(field: str, reason: str) -> Rule:
+    return Rule((field,), lambda size: size > 1, reason)
 
 
 FLAG_RULES = (
     Rule(
-        lambda a: a.speculative_algorithm is not None,
+        ("speculative_algorithm",),
+        lambda algorithm: algorithm is not None,
         "speculative decoding (--speculative-algorithm): drafts read rows that have holes; drop it",
     ),
-    Rule(
-        lambda a: a.enable_hierarchical_cache,
+    _is_set(
+        "enable_hierarchical_cache",
         "hierarchical cache (--enable-hierarchical-cache): host copies cannot hold pruned nodes; drop it",
     ),
-    Rule(lambda a: a.enable_lmcache, "LMCache (--enable-lmcache): it stores whole prefixes; drop it"),
-    Rule(lambda a: a.enable_flexkv, "FlexKV (--enable-flexkv): it stores whole prefixes; drop it"),
+    _is_set("enable_lmcache", "LMCache (--enable-lmcache): it stores whole prefixes; drop it"),
+    _is_set("enable_flexkv", "FlexKV (--enable-flexkv): it stores whole prefixes; drop it"),
+    _is_set(
+        "enable_unified_cache_external_linker",
+        "an external KV store (--enable-unified-cache-external-linker): it stores whole prefixes of SGLang's own tree; "
+        "drop it",
+    ),
     Rule(
-        lambda a: a.disaggregation_mode != "null",
+        ("disaggregation_mode",),
+        lambda mode: mode != "null",
         "prefill/decode disaggregation (--disaggregation-mode): transfers send whole rows; drop it",
     ),
-    Rule(
-        lambda a: a.enable_streaming_session,
+    _is_set(
+        "enable_streaming_session",
         "streaming sessions (--enable-streaming-session): they keep rows outside of the tree; drop it",
     ),
-    Rule(
-        lambda a: a.enable_session_radix_cache,
+    _is_set(
+        "enable_session_radix_cache",
         "session radix cache (--enable-session-radix-cache): it needs SGLang's own tree; drop it",
     ),
     Rule(
-        lambda a: a.pp_size > 1, "pipeline parallelism (--pp-size): the scorer needs all layers in one process; use 1"
+        ("radix_eviction_policy",),
+        lambda policy: policy == "tlru",
+        "--radix-eviction-policy tlru: it needs SGLang's own tree; use lru, lfu, slru or priority",
+    ),
+    _above_one("pp_size", "pipeline parallelism (--pp-size): the scorer needs all layers in one process; use 1"),
+    _above_one(
+        "tp_size", "tensor parallelism (--tp-size): ranks do not share scores yet; use 1 (data parallelism works)"
+    ),
+    _above_one("dcp_size", "decode context parallelism (--dcp-size): it splits rows by position; use 1"),
+    _is_set(
+        "enable_kv_cache_sharding",
+        "KV sharding (--enable-kv-cache-sharding): ranks hold different pages of a row; drop it",
+    ),
+    _is_set(
+        "enable_mixed_chunk",
+        "mixed batches (--enable-mixed-chunk): a prefill without screenshots would give the decoding rows beside it a "
+        "page table that knows nothing of their holes; drop it",
+    ),
+    _is_set(
+        "enable_deterministic_inference",
+        "deterministic inference (--enable-deterministic-inference): it turns the radix cache off for these models; "
+        "drop it",
+    ),
+    _is_set("disable_radix_cache", "--disable-radix-cache: the policy lives in the radix tree; drop it"),
+    _is_set(
+        "prefill_only_disable_kv_cache",
+        "--prefill-only-disable-kv-cache: without stored K and V there is nothing to prune; drop it",
+    ),
+    _is_set("is_embedding", "embedding models (--is-embedding): no turn follows that pruning could help; drop it"),
+    _is_set("enable_mis", "multi-item scoring (--enable-mis): its masks are told by position in whole rows; drop it"),
+    _is_set("encoder_only", "--encoder-only: an encoder has no KV cache; give the policy to the language servers"),
+    Rule(
+        ("dllm_algorithm",),
+        lambda algorithm: algorithm is not None,
+        "diffusion language models (--dllm-algorithm): they write a row's blocks more than once; drop it",
+    ),
+    _is_set("enable_hisparse", "HiSparse (--enable-hisparse): two policies cannot own one page table; drop it"),
+    _is_set(
+        "enable_unified_memory",
+        "one buffer for several pools (--enable-unified-memory): slots have other numbers in it; drop it",
+    ),
+    _is_set("enable_pdmux", "PD multiplexing (--enable-pdmux): prefills run beside decode steps; drop it"),
+    Rule(
+        ("kv_canary",),
+        lambda mode: mode != "none",
+        "KV canary (--kv-canary): it takes a moved token for a corrupted one; drop it",
     ),
     Rule(
-        lambda a: a.tp_size > 1,
-        "tensor parallelism (--tp-size): ranks do not share scores yet; use 1 (data parallelism works)",
+        ("enable_lora", "lora_paths"),
+        lambda enabled, paths: bool(enabled or paths),
+        "LoRA adapters: not verified with pruned nodes; drop them",
     ),
-    Rule(lambda a: a.dcp_size > 1, "decode context parallelism (--dcp-size): it splits rows by position; use 1"),
-    Rule(lambda a: a.disable_radix_cache, "--disable-radix-cache: the policy lives in the radix tree; drop it"),
-    Rule(lambda a: a.enable_hisparse, "HiSparse (--enable-hisparse): two policies cannot own one page table; drop it"),
-    Rule(lambda a: a.enable_lora or bool(a.lora_paths), "LoRA adapters: not verified with pruned nodes; drop them"),
     Rule(
-        lambda a: a.kv_cache_dtype.startswith(("fp8", "fp4", "nvfp4", "mxfp4")),
+        ("kv_cache_dtype",),
+        lambda dtype: dtype.startswith(("fp8", "fp4", "nvfp4", "mxfp4", "int")),
         "a quantised KV cache (--kv-cache-dtype): the scorer reads keys as floats; use auto",
     ),
     Rule(
-        lambda a: a.radix_cache_backend not in (None, "star_kv"),
+        ("mm_feature_transport",),
+        lambda transport: transport == "cuda_vmm",
+        "--mm-feature-transport cuda_vmm: never verified with a policy; use cpu or cuda_ipc",
+    ),
+    Rule(
+        ("radix_cache_backend",),
+        lambda name: name not in (None, "star_kv"),
         "--radix-cache-backend: the policy brings its own tree; drop the flag",
     ),
 )
@@ -95,9 +167,20 @@ def sglang_problems() -> list[str]:
         return ["sglang is not installed"]
     if version not in SUPPORTED_SGLANG:
         return [f"sglang {version} is installed"]
-    from star_kv_sglang.patches.activate import seam_problems
-
     return seam_problems()
+
+
+def seam_problems(folder: Path | None = None) -> list[str]:
+    """One line for each place that the policy extends or reads and that an SGLang does not have as expected.
+
+    Args:
+        folder: SGLang's package, which is read and not imported; the installed one if None.
+    """
+    from star_kv_sglang.patches import contract, manifest
+
+    fields = sorted({field for rule in FLAG_RULES for field in rule.fields})
+    source = contract.SourceTree({} if folder is None else {"sglang": folder})
+    return contract.seam_problems((*manifest.ALL, *manifest.flags(fields)), source)
 
 
 def gpu_is_present() -> bool:
@@ -107,30 +190,44 @@ def gpu_is_present() -> bool:
     return torch.cuda.is_available()
 
 
-def reasons_from_flags(args: StarServerArgs) -> list[str]:
-    """Reasons that can be seen in the flags alone."""
-    return [rule.reason for rule in FLAG_RULES if rule.applies(args)]
+def reasons_from_flags(args: Any) -> list[str]:
+    """Reasons that can be seen in the flags alone.
+
+    Args:
+        args: A view of SGLang's arguments, resolved or not: what SGLang sets later is seen the second time.
+    """
+    return [rule.reason for rule in FLAG_RULES if rule.applies(*(getattr(args, field) for field in rule.fields))]
 
 
 def reasons_after_resolution(args: StarServerArgs) -> list[str]:
     """Reasons that show once SGLang has read the model's configuration and resolved its defaults."""
-    reasons = []
-    backends = sorted({backend for backend in args.get_attention_backends() if backend not in ATTENTION_BACKENDS})
+    from sglang.srt.arg_groups.overrides import (
+        attention_backends_of,
+        model_config_of,
+        resolved_view,
+        use_mla_backend,
+    )
+
+    resolved = resolved_view(args)
+    reasons = reasons_from_flags(resolved)
+    backends = sorted({backend for backend in attention_backends_of(resolved) if backend not in ATTENTION_BACKENDS})
     if backends:
         reasons.append(
             f"attention backend {', '.join(map(str, backends))}: page tables with holes are implemented for "
             f"{', '.join(ATTENTION_BACKENDS)}; use --attention-backend with one of these"
         )
-    if args.device == "cpu" and args.page_size not in (None, 1):
-        reasons.append(f"--page-size {args.page_size} on a CPU: SGLang's paged allocator needs a GPU; use page size 1")
-    model_config = args.get_model_config()
+    if resolved.device == "cpu" and resolved.page_size not in (None, 1):
+        reasons.append(
+            f"--page-size {resolved.page_size} on a CPU: SGLang's paged allocator needs a GPU; use page size 1"
+        )
+    model_config = model_config_of(args)
     architectures = list(getattr(model_config.hf_config, "architectures", None) or [])
     if not set(architectures) & set(VISION_MODELS + TEXT_MODELS):
         reasons.append(
             f"model architecture {', '.join(architectures) or 'unknown'}: known are {', '.join(VISION_MODELS)} "
             f"and, without pruning, {', '.join(TEXT_MODELS)}"
         )
-    graphs = args.cuda_graph_config.prefill.backend
+    graphs = resolved.cuda_graph_config.prefill.backend
     if model_config.is_multimodal and graphs != "disabled":
         reasons.append(
             f"prefill CUDA graphs ({graphs}) for a model with vision: not verified with the scorer, which works "
@@ -138,6 +235,6 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
         )
     if model_config.is_hybrid_swa:
         reasons.append("a model with sliding-window layers: positions in a row no longer tell distances after pruning")
-    if args.use_mla_backend():
+    if use_mla_backend(args):
         reasons.append("a model with multi-head latent attention (MLA): it stores no keys per head")
     return reasons

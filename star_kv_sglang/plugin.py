@@ -1,22 +1,30 @@
 """Entry point of SGLang's plugin group: every process that SGLang starts calls :func:`register`.
 
 A process that parses the command line gets our flags, nothing else. A process that was started with a policy
-activates it. SGLang
-logs and skips a plugin that raises an Exception, so what must not be skipped leaves as SystemExit.
+activates it. SGLang logs and skips a plugin that raises an Exception, and goes on as if nobody had asked for a policy:
+what fails here leaves as SystemExit, with its reason.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 
 
 def register() -> None:
     """Called by SGLang before it parses arguments, and at the start of its scheduler processes.
 
     Raises:
-        SystemExit: A policy was asked for and cannot be activated.
+        SystemExit: SGLang cannot be given our flags, or a policy was asked for and cannot be activated.
     """
-    from star_kv_sglang.errors import StarKVError
+    try:
+        _register()
+    except Exception as error:
+        sys.stderr.write(_reason(error))
+        raise SystemExit(1) from error
+
+
+def _register() -> None:
     from star_kv_sglang.patches import activate
     from star_kv_sglang.server_args import inherited_config
 
@@ -29,9 +37,19 @@ def register() -> None:
     from star_kv_sglang.engine import runtime
     from star_kv_sglang.engine.policy import PolicyEngine
 
-    try:
-        runtime.install(PolicyEngine(config))
-        activate.activate()
-    except StarKVError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(1) from error
+    runtime.install(PolicyEngine(config))
+    activate.activate()
+
+
+def _reason(error: Exception) -> str:
+    """What is written before the process ends; an error that nobody foresaw comes with its place."""
+    from star_kv_sglang.errors import StarKVError
+
+    if isinstance(error, StarKVError):
+        return f"{error}\n"
+    place = "".join(traceback.format_exception(error))
+    return (
+        f"{place}star-kv-sglang could not be loaded into SGLang: {type(error).__name__}: {error}\n"
+        "`star-kv doctor` says what does not fit. To run SGLang without it, uninstall star-kv-sglang, or name only the "
+        "other plugins in SGLANG_PLUGINS.\n"
+    )

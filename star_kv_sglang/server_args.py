@@ -1,17 +1,20 @@
 """SGLang's ServerArgs with the policy's flags.
 
-A dataclass subclass with annotated fields: the command line, ``from_cli_args``, keyword arguments of
-``sglang.Engine``, the trip to the scheduler
-process and ``/server_info`` then work by themselves.
+A subclass of SGLang's Struct with annotated fields: the command line, ``from_cli_args``, keyword arguments of
+``sglang.Engine``, the trip to the scheduler process and ``/server_info`` then work by themselves.
+
+The record keeps what the user asked for. What SGLang makes of it is declared beside it and read through
+``resolving_view``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Annotated, Any, Optional
 
 from sglang.srt.arg_groups.arg_utils import Arg
+from sglang.srt.arg_groups.overrides import declare_resolution, is_attention_backend_not_set, resolving_view
 from sglang.srt.server_args import ServerArgs
 
 from star_kv_sglang import compat
@@ -33,15 +36,8 @@ def inherited_config() -> PolicyConfig | None:
     return _inherited
 
 
-@dataclasses.dataclass
 class StarServerArgs(ServerArgs):
-    """ServerArgs plus ``--kv-policy`` and its companions.
-
-    Raises:
-        ConfigError: One of our values is invalid (before anything is loaded).
-        UnsupportedSetupError: The set-up cannot run with a policy; all reasons at once, before weights load.
-        SeamMovedError: SGLang is not the version that the policy extends.
-    """
+    """ServerArgs plus ``--kv-policy`` and its companions."""
 
     # Optional[...] and not `| None`: SGLang's flag builder reads typing.Optional only.
     kv_policy: Annotated[
@@ -78,15 +74,24 @@ class StarServerArgs(ServerArgs):
             policy_config=self.kv_policy_config,
         )
 
-    def __post_init__(self) -> None:
+    def resolve_once(self) -> None:
+        """Let SGLang resolve its arguments, and make sure that the policy can run with what comes out.
+
+        Raises:
+            ConfigError: One of our values is invalid (before anything is loaded).
+            UnsupportedSetupError: The set-up cannot run with a policy; all reasons at once, before weights load.
+            SeamMovedError: SGLang is not the version that the policy extends.
+        """
+        if getattr(self, "_resolution_finished", False):
+            return
         config = self.policy_config()
         if config.active:
             compat.require_supported_sglang()
-            early = compat.reasons_from_flags(self)
+            early = compat.reasons_from_flags(resolving_view(self))
             if early:
                 raise UnsupportedSetupError(early)
             self._choose_backends()
-        super().__post_init__()
+        super().resolve_once()
         if config.active:
             reasons = compat.reasons_after_resolution(self)
             if reasons:
@@ -94,15 +99,22 @@ class StarServerArgs(ServerArgs):
 
     def _choose_backends(self) -> None:
         """Select our tree, and an attention backend that understands holes where SGLang would choose another."""
-        self.radix_cache_backend = RADIX_CACHE_BACKEND
-        if self.is_attention_backend_not_set() and self.device != "cpu" and compat.gpu_is_present():
-            self.attention_backend = "flashinfer"
+        chosen = {"radix_cache_backend": RADIX_CACHE_BACKEND}
+        if is_attention_backend_not_set(self) and self.device != "cpu" and compat.gpu_is_present():
+            chosen["attention_backend"] = "flashinfer"
             logger.warning(
                 "--kv-policy %s: attention backend set to flashinfer (page tables with holes need it)", self.kv_policy
             )
+        declare_resolution(self, f"--kv-policy {self.kv_policy}", **chosen)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle; a spawned process learns its policy here, before SGLang loads plugins in it."""
-        global _inherited
-        self.__dict__.update(state)
-        _inherited = self.policy_config()
+    def __reduce__(self) -> tuple[Callable[..., StarServerArgs], tuple[Any, ...]]:
+        """Pickle as SGLang does, for a process that learns its policy when it reads the arguments."""
+        return _restore, super().__reduce__()
+
+
+def _restore(rebuild: Callable[..., StarServerArgs], arguments: tuple[Any, ...]) -> StarServerArgs:
+    """Rebuild a pickled record; a spawned process learns its policy here, before SGLang loads plugins in it."""
+    global _inherited
+    record = rebuild(*arguments)
+    _inherited = record.policy_config()
+    return record

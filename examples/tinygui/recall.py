@@ -160,7 +160,7 @@ class RecallModel:
         return Packed(
             tuple(cases),
             embeds,
-            features.deepstack_features,
+            [torch.cat(list(tapped)) for tapped in features.deepstack_features],
             positions,
             is_visual,
             _visible(trunk_len, branch_len, ids.shape[1]).to(self.model.device),

@@ -58,18 +58,20 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
 
     def __init__(self, model_runner: ModelRunner, attn_backend: StarFlashInferBackend, policy: PolicyEngine) -> None:
         self._policy = policy
+        self._rows: torch.Tensor = model_runner.req_to_token_pool.req_to_token
         super().__init__(model_runner, attn_backend)
 
     def call_begin_forward(
         self,
         wrapper: Any,
-        req_pool_indices: torch.Tensor,
         paged_kernel_lens: torch.Tensor,
         paged_kernel_lens_sum: int,
         kv_indptr: torch.Tensor,
         kv_start_idx: torch.Tensor | None,
         spec_info: Any,
         seq_lens_cpu: torch.Tensor | None,
+        *args: Any,
+        req_pool_indices: torch.Tensor,
         **kwargs: Any,
     ) -> None:
         """Plan a decode step; stock SGLang where no row has holes."""
@@ -87,7 +89,7 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
                 kv_indices = torch.empty(total, dtype=torch.int32, device=kv_indptr.device)
             with profiled("page_table"):
                 self._policy.ops.page_table(
-                    self.req_to_token,
+                    self._rows,
                     req_pool_indices[:num_rows],
                     paged_kernel_lens[:num_rows],
                     max_seq_len=longest,
@@ -104,13 +106,14 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
             seq_lens_cpu, paged_kernel_lens_sum = live_lens_cpu, total
         super().call_begin_forward(
             wrapper,
-            req_pool_indices,
             paged_kernel_lens,
             paged_kernel_lens_sum,
             kv_indptr,
             kv_start_idx,
             spec_info,
             seq_lens_cpu,
+            *args,
+            req_pool_indices=req_pool_indices,
             **kwargs,
         )
 

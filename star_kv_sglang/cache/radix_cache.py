@@ -9,7 +9,7 @@ import heapq
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -18,7 +18,6 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     EvictParams,
     EvictResult,
     IncLockRefResult,
-    InsertParams,
     MatchPrefixParams,
 )
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
@@ -217,7 +216,7 @@ class StarRadixCache(RadixCache):
         return len(key)
 
     def _insert_helper(
-        self, node: TreeNode, key: RadixKey, value: torch.Tensor, priority: int = 0, chunked: bool = False
+        self, node: TreeNode, key: RadixKey, value: torch.Tensor, priority: int = 0, inserted_len: int = 0
     ) -> tuple[int, TreeNode]:
         access_time = time.monotonic()
         done = 0
@@ -235,11 +234,12 @@ class StarRadixCache(RadixCache):
             child.last_access_time = access_time
             node = child if whole else self._split_node(child.key, child, allowed)
             node.priority = max(node.priority, priority or 0)
-            self._inc_hit_count(node, chunked)
             done += allowed
+            if done > inserted_len:  # what the request has inserted before was counted then
+                self._inc_hit_count(node)
         if not len(key):
             return done, node
-        _, last = super()._insert_helper(node, key, value[done : done + len(key)], priority, chunked)
+        _, last = super()._insert_helper(node, key, value[done : done + len(key)], priority, inserted_len - done)
         self._extras[last] = NodeExtra(start=done)
         self._private_size += len(key)
         return done, last
@@ -317,66 +317,40 @@ class StarRadixCache(RadixCache):
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def cache_unfinished_req(self, req: Req, chunked: bool = False) -> None:
-        """Store what a running request has computed; after the last chunk of a prompt, let the policy prune."""
-        if self.disable:
-            return
-        token_ids = req.get_fill_ids()
-        row = self.req_to_token_pool.req_to_token[req.req_pool_idx, : len(token_ids)]
-        self._store(req, token_ids, row, chunked=chunked)
-        row_end = len(token_ids)
-        in_tree = req.cache_protected_len
-        stored = self.match_prefix(MatchPrefixParams(key=RadixKey(token_ids[:in_tree], req.extra_key))).device_indices
-        self.req_to_token_pool.write((req.req_pool_idx, slice(0, in_tree)), stored)
-        # A tail that the tree could not take (a partial page, or the head of a sealed segment) stays the request's own.
-        req.prefix_indices = torch.cat([stored, row[in_tree:row_end]]) if in_tree < row_end else stored
-        if not chunked:
-            self.listener.on_prompt_cached(self, req, has_row=True)
+    def checkpoint(self, req: Req, *, up_to: int) -> None:
+        """Store what a request has computed up to ``up_to``; at the end of its prompt, let the policy prune.
 
-    def cache_finished_req(self, req: Req, is_insert: bool = True, *, kv_len_to_handle: int) -> None:
-        """Take over, or free, the slots of a request that ends."""
-        is_insert = is_insert and not self.disable_finished_insert
+        Called after each chunk of a prompt, and once more when the request ends: then SGLang gives back, behind this,
+        what the tree did not take, and the row.
+
+        Args:
+            req: The request. ``req.kv.cache_protected_len`` is the length that the tree owns, before and afterwards.
+            up_to: Positions whose K and V are computed.
+        """
         if self.disable:
-            super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle)
             return
-        token_ids = (req.origin_input_ids + req.output_ids)[:kv_len_to_handle]
-        row = self.req_to_token_pool.req_to_token[req.req_pool_idx, : len(token_ids)]
-        if is_insert:
-            self._store(req, token_ids, row, chunked=False)
-            self.token_to_kv_pool_allocator.free_segment(
-                row[req.cache_protected_len :], start_pos=req.cache_protected_len
-            )
+        is_over = req.finished()
+        is_whole_prompt = up_to == len(req.full_untruncated_fill_ids)
+        key, _, _ = self._insert_cache(req, req.full_untruncated_fill_ids[:up_to], split_prompt=True)
+        # What would have split a sealed segment, or does not fill a page, is not in the tree: it stays the request's.
+        last = self.match_prefix(MatchPrefixParams(key=key)).last_device_node
+        self.label_frames(last, self.listener.frames_of(req))
+        lock = self.lock(last)
+        self.unlock(req.lock)
+        req.lock, req.last_node = lock, last
+        req.kv.cache_protected_len = self.end_of(last)
+        in_tree = slice(0, req.kv.cache_protected_len)
+        self.req_to_token_pool.write((req.kv.req_pool_idx, in_tree), self.path_device_indices(last))
+        if is_over:
             self.listener.on_prompt_cached(self, req, has_row=False)
             if req.last_node is not self.root_node:
                 self._extras[req.last_node].tips.append(len(req.origin_input_ids))
-        else:
-            self.token_to_kv_pool_allocator.free_segment(
-                row[req.cache_protected_len :], start_pos=req.cache_protected_len
-            )
-        if req.last_node is not None:
-            self.dec_lock_ref(req.last_node)
+        elif is_whole_prompt:
+            self.listener.on_prompt_cached(self, req, has_row=True)
+
+    def on_release(self, req: Req, *, checkpointed: bool) -> None:
+        """The request gave its row and its lock back: it ended, or it was put back into the queue."""
         self.listener.on_released(req)
-
-    def _store(self, req: Req, token_ids: Any, row: torch.Tensor, *, chunked: bool) -> None:
-        """Insert a request's tokens, free its duplicates of what the tree had, and move its lock to the new end.
-
-        Afterwards ``req.cache_protected_len`` is the length that the tree owns.
-        """
-        key = RadixKey(token_ids, req.extra_key).page_aligned(self.page_size)
-        values = row[: len(key)].to(dtype=torch.int64, copy=True)
-        result = self.insert(
-            InsertParams(key=key, value=values, chunked=chunked, priority=getattr(req, "priority", 0) or 0)
-        )
-        self.token_to_kv_pool_allocator.free_segment(
-            row[req.cache_protected_len : result.prefix_len], start_pos=req.cache_protected_len
-        )
-        last = result.last_device_node
-        self.label_frames(last, self.listener.frames_of(req))
-        self.inc_lock_ref(last)
-        if req.last_node is not None:
-            self.dec_lock_ref(req.last_node)
-        req.last_node = last
-        req.cache_protected_len = self.end_of(last)
 
     def continue_branch(self, node: TreeNode, prompt_len: int) -> None:
         """A new request was matched down to ``node``: the branch that ended there, if any, goes on in it.
@@ -558,7 +532,7 @@ class StarRadixCache(RadixCache):
             parent = leaf.parent
             if not parent.children and parent.lock_ref == 0 and not (private_only and extras[parent].shared):
                 heapq.heappush(heap, (priority(parent), parent))
-            self._record_remove_event(leaf)
+            self.kv_events.record_remove(leaf)
         return num_dropped
 
     def _delete_leaf(self, node: TreeNode) -> None:

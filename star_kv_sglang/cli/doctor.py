@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 from packaging.requirements import Requirement
@@ -111,7 +112,7 @@ def check_device() -> Check:
 def check_seams() -> Check:
     """Every place of SGLang that the policy extends exists and has the expected signature."""
     problems = compat.sglang_problems()
-    return Check("Hooks", not problems, "; ".join(problems) or "every place that the policy extends is as expected")
+    return Check("Hooks", not problems, "\n".join(problems) or "every place that the policy extends is as expected")
 
 
 # Later checks may import SGLang: the device is settled before.
@@ -125,8 +126,37 @@ CHECKS: Final[tuple[Callable[[], Check], ...]] = (
 )
 
 
-def doctor() -> None:
+def compare(folder: Path) -> None:
+    """Print each place that the policy extends or reads and that the SGLang in a folder does not have as expected."""
+    from star_kv_sglang.patches.contract import SourceTree
+
+    if not (folder / "srt").is_dir():
+        raise typer.BadParameter(f"{folder} has no folder srt: name SGLang's package, such as site-packages/sglang")
+    problems = compat.seam_problems(folder)
+    version = SourceTree({"sglang": folder}).version("sglang")
+    supported = ", ".join(compat.SUPPORTED_SGLANG)
+    typer.echo(f"SGLang {version} in {folder}: {len(problems)} differences from {supported}")
+    for problem in problems:
+        typer.echo(f"  - {problem}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def doctor(
+    sglang: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare another SGLang instead: the folder of its package, such as an unpacked wheel's sglang/. "
+            "Its source is read and nothing of it is imported.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+) -> None:
     """Check Python, SGLang, its libraries, the plugin, the device and the hooks. Exit status 1: something is wrong."""
+    if sglang is not None:
+        compare(sglang)
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checks = [check() for check in CHECKS]

@@ -80,9 +80,9 @@ class Observer:
         from sglang.srt.layers.radix_attention import RadixAttention
 
         for module in model.modules():
-            for child in module.children():
-                if isinstance(child, RadixAttention):
-                    module.register_forward_pre_hook(_norm_hook(self, child.layer_id), with_kwargs=True)
+            for layer in module.children():
+                if isinstance(layer, RadixAttention):
+                    module.register_forward_pre_hook(_norm_hook(self, layer.layer_id), with_kwargs=True)
 
     def begin(self, out_cache_loc: torch.Tensor, kv_indices: torch.Tensor, kv_indptr: torch.Tensor) -> None:
         """The forward of the planned batch begins.

@@ -109,7 +109,7 @@ def plan_request(
         peer_prefix_len: Longest prefix in common with a request that waits or is in flight.
         queries: Whose attention the policy wants.
     """
-    in_tree = req.cache_protected_len
+    in_tree = req.kv.cache_protected_len
     path = tree.path(req.last_node)
     known = [segment for node in path for segment in tree.extra(node).segments]
     live = LiveIndex(known)
@@ -124,7 +124,7 @@ def plan_request(
     )
     segments: tuple[Segment, ...] = ()
     if window:
-        held = tree.held_length(RadixKey(req.get_fill_ids(), req.extra_key))
+        held = tree.held_length(RadixKey(req.get_fill_ids(), req.extra_key, cache_salt=req.cache_salt))
         # What the tree holds beyond this request's own path came from another one since it was matched.
         from_others = held if held > in_tree else 0
         private_from = max(tree.shared_until(req.last_node), peer_prefix_len, from_others)

@@ -376,7 +376,7 @@ class PolicyEngine(CacheListener):
             (
                 key.match(RadixKey(peer.origin_input_ids))
                 for peer in self._peers()
-                if peer is not req and peer.extra_key == req.extra_key
+                if peer is not req and (peer.extra_key, peer.cache_salt) == (req.extra_key, req.cache_salt)
             ),
             default=0,
         )
@@ -456,7 +456,7 @@ class PolicyEngine(CacheListener):
         self.counters.num_skipped_segments += pruned.num_skipped
         if pruned.num_freed:
             if has_row:
-                self._row_holes[req.req_pool_idx] += pruned.num_freed
+                self._row_holes[req.kv.req_pool_idx] += pruned.num_freed
             self.counters.num_prunes += 1
             self.counters.num_pruned_tokens += pruned.num_freed
         if self._trace is not None and _custom(req, "kv_trace") is not False:
@@ -487,7 +487,7 @@ class PolicyEngine(CacheListener):
         with stage("budget"), self._faults.guard("cutting to the token budget", "leaves are dropped instead"):
             cut = self._tree_budget().reduce_private(target, running=running, waiting=self._waiting())
         for req, num_holes in cut.holes:
-            self._row_holes[req.req_pool_idx] += num_holes
+            self._row_holes[req.kv.req_pool_idx] += num_holes
         counters = self.counters
         counters.num_budget_steps += 1
         counters.num_pruned_tokens += cut.num_freed

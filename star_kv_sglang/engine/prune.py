@@ -54,7 +54,7 @@ class KVPools:
 
 
 def _heads(pool: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [layer[:, head] for layer in pool for head in range(layer.shape[1])]
+    return [tensor[:, head] for tensor in pool for head in range(tensor.shape[1])]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def prune_path(
         pools: Everything that is indexed by slot.
         ops: Kernels or references.
         private_from: Segments that start before this position are shared and stay whole.
-        has_row: The request goes on: its row and its prefix get the holes too.
+        has_row: The request goes on: its row gets the holes too.
     """
     done = Pruned()
     path = tree.path(req.last_node)
@@ -178,7 +178,6 @@ def prune_path(
 
 
 def punch_row(tree: StarRadixCache, req: Req, target: Target) -> None:
-    """Give the row and the prefix of a running request the holes of a target that was pruned."""
+    """Give the row of a running request the holes of a target that was pruned."""
     holes = slice(target.segment.core_start + target.num_keep, target.segment.hole_start)
-    tree.req_to_token_pool.req_to_token[req.req_pool_idx, holes] = 0
-    req.prefix_indices[holes] = 0
+    tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx, holes] = 0

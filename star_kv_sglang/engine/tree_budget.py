@@ -226,7 +226,8 @@ class TreeBudget:
         """Segments that a waiting request will use besides another one that waits, or that runs on them."""
         users: Counter[TreeNode] = Counter()
         for req in waiting:
-            users.update(self._tree.nodes_along(RadixKey(req.origin_input_ids, req.extra_key)))
+            key = RadixKey(req.origin_input_ids, req.extra_key, cache_salt=req.cache_salt)
+            users.update(self._tree.nodes_along(key))
         return self._idents(node for node, count in users.items() if count + (node in holders) > 1)
 
 

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"rollout"},
     "eval": {"algorithm", "triton_ops", "cpu_mode", "policies", "rollout", "config"},
     "bench": {"triton_ops", "cpu_mode", "rollout", "engine", "cache"},
-    "cli": {"cpu_mode", "compat", "config", "algorithm", "triton_ops", "rollout", "report", "eval", "bench"},
+    "cli": {"cpu_mode", "compat", "config", "patches", "algorithm", "triton_ops", "rollout", "report", "eval", "bench"},
     "__init__": set(),
 }
 MAY_IMPORT_SGLANG = {"patches", "cache", "engine", "attention", "server_args", "compat", "plugin", "bench"}

@@ -26,14 +26,14 @@ def check(world: TreeWorld) -> None:
 def check_every_slot_has_one_owner(world: TreeWorld) -> None:
     """available + tree live + request-owned = pool; nothing owned twice, nothing free and owned, slot 0 never used."""
     page = world.page_size
-    free_pages = torch.cat([world.allocator.free_pages, world.allocator.release_pages]).tolist()
+    free_pages = world.allocator.get_all_free_pages().tolist()
     free = [slot for p in free_pages for slot in (range(p * page, p * page + page) if page > 1 else (p,))]
     in_tree = world.tree.all_values_flatten().tolist()
     owned: list[int] = []
     for req in world.running:
-        row = world.rows.req_to_token[req.req_pool_idx]
+        row = world.rows.req_to_token[req.kv.req_pool_idx]
         end = -(-req.kv_len // page) * page
-        slots = row[req.cache_protected_len : req.kv_len].tolist()
+        slots = row[req.kv.cache_protected_len : req.kv_len].tolist()
         if end > req.kv_len:
             slots += range(slots[-1] + 1, slots[-1] + 1 + end - req.kv_len)
         owned += slots
@@ -158,11 +158,10 @@ def _check_content(world: TreeWorld, node: Any) -> None:
 
 
 def check_row(world: TreeWorld, req: FakeRequest) -> None:
-    """A request's row and prefix say what the tree says."""
+    """A request's row says what the tree says."""
     path = world.tree.path(req.last_node)
     values = torch.cat([n.value for n in path]) if path else torch.empty(0, dtype=torch.int64)
-    assert len(values) == req.cache_protected_len
-    row = world.rows.req_to_token[req.req_pool_idx]
+    assert len(values) == req.kv.cache_protected_len
+    row = world.rows.req_to_token[req.kv.req_pool_idx]
     assert torch.equal(row[: len(values)].long(), values)
-    assert torch.equal(req.prefix_indices[: len(values)], values[: len(req.prefix_indices)])
     assert bool((row[len(values) : req.kv_len] != 0).all())

@@ -31,7 +31,9 @@ class ShadowedWorld(TreeWorld):
         req = super().admit(prompt, frames, extra_key)
         if req is not None:
             expected = self.oracle.admit(req.rid, extra_key, prompt)
-            assert self._pages(req.prefix_indices) == expected, "the tree matched something else"
+            assert self._pages(self.tree.path_device_indices(req.last_node)) == expected, (
+                "the tree matched something else"
+            )
             self.sequences = [*self.sequences[1 - NUM_ASKED :], (extra_key, prompt, _ranges(req))]
         return req
 
@@ -45,19 +47,19 @@ class ShadowedWorld(TreeWorld):
             holder.prefilled = True
         return True
 
-    def store(self, req: FakeRequest, *, chunked: bool) -> None:
+    def store(self, req: FakeRequest) -> None:
         kept = self._kept(req)
-        super().store(req, chunked=chunked)
-        self.oracle.store(req.rid, req.extend_range.end)
-        if not chunked:
+        super().store(req)
+        self.oracle.store(req.rid, req.extend_end)
+        if req.prefilled:
             self.oracle.prune(req.rid, _ranges(req), kept)
 
     def finish(self, req: FakeRequest, *, is_insert: bool) -> None:
-        kept = self._kept(req)
+        kept, num_stored = self._kept(req), req.kv_len
         super().finish(req, is_insert=is_insert)
         if is_insert:
             self.oracle.holders[req.rid].tokens = list(req.full_untruncated_fill_ids)
-            self.oracle.store(req.rid, req.kv_len)
+            self.oracle.store(req.rid, num_stored)
             self.oracle.prune(req.rid, _ranges(req), kept)
         self.oracle.finish(req.rid, is_insert=is_insert)
 
@@ -92,7 +94,7 @@ class ShadowedWorld(TreeWorld):
         done = super()._grow(req, end)
         assert done == (len(self.oracle.free) >= num_missing), "the pool was short for one of the two only"
         if done:
-            row = self.rows.req_to_token[req.req_pool_idx]
+            row = self.rows.req_to_token[req.kv.req_pool_idx]
             self.oracle.grow(req.rid, [slot // size for slot in row[first:end:size].tolist()])
         return done
 
@@ -113,7 +115,7 @@ class ShadowedWorld(TreeWorld):
     def agree(self) -> None:
         """The tree and the oracle hold the same: owners of all slots, locks, segments, sizes, matches."""
         size, tree, oracle = self.page_size, self.tree, self.oracle
-        free = torch.cat([self.allocator.free_pages, self.allocator.release_pages]).tolist()
+        free = self.allocator.get_all_free_pages().tolist()
         assert len(free) == len(oracle.free), "a page is lost or free twice"
         assert set(free) == oracle.free, "another page is free"
         locks, shared, seen, private = oracle.locks(), oracle.shared_cells(), 0, 0
@@ -141,8 +143,8 @@ class ShadowedWorld(TreeWorld):
 
     def _agree_on_row(self, req: FakeRequest) -> None:
         holder = self.oracle.holders[req.rid]
-        assert req.cache_protected_len == holder.in_tree
-        row = self.rows.req_to_token[req.req_pool_idx, : req.kv_len]
+        assert req.kv.cache_protected_len == holder.in_tree
+        row = self.rows.req_to_token[req.kv.req_pool_idx, : req.kv_len]
         path = [cell.page for cell in self.oracle.path(holder)]
         assert self._pages(row) == [*path, *holder.pages], "the row shows other pages"
 

@@ -50,7 +50,7 @@ def run_prompt(world: TreeWorld, tokens: array[int], *, keep: int | None = 4, sa
             KeptTokens(k.start, k.end, k.num_live, torch.arange(min(keep, k.num_live)).repeat(NUM_LAYERS, 1))
             for k in planned
         ]
-    world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+    world.store(req)
     check(world)
     return req
 
@@ -65,7 +65,7 @@ def finish(world: TreeWorld, req: FakeRequest) -> array[int]:
 
 
 def hit_length(world: TreeWorld, tokens: array[int], salt: str | None = None) -> int:
-    return len(world.tree.match_prefix(MatchPrefixParams(key=RadixKey(tokens, salt))).device_indices)
+    return world.tree.match_prefix(MatchPrefixParams(key=RadixKey(tokens, salt))).device_prefix_len
 
 
 def test_a_pruned_prefix_matches_in_full(world: TreeWorld) -> None:
@@ -86,16 +86,16 @@ def test_a_key_that_ends_in_a_sealed_segment_is_stored_up_to_it(world: TreeWorld
     run_prompt(world, prompt(1, SHOT, 2))
     req = world.admit(prompt(1, SHOT), frames_in(prompt(1, SHOT)), None)
     assert req is not None
-    assert len(req.prefix_indices) == 1
+    assert req.prefix_len == 1
     assert world.prefill(req, 16)
-    world.tree.cache_unfinished_req(req, chunked=True)  # type: ignore[arg-type]
+    world.store(req)
     check(world)
-    assert req.cache_protected_len == 1, "the head of a sealed segment stays the request's own"
-    assert len(req.prefix_indices) == 16
+    assert req.kv.cache_protected_len == 1, "the head of a sealed segment stays the request's own"
+    assert req.prefix_len == 16
     assert world.prefill(req, 31)
-    world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+    world.store(req)
     check(world)
-    assert req.cache_protected_len == 31, "the whole segment is in the tree: the duplicate is given back"
+    assert req.kv.cache_protected_len == 31, "the whole segment is in the tree: the duplicate is given back"
 
 
 def test_an_unsealed_screenshot_may_be_split(world: TreeWorld) -> None:
@@ -104,7 +104,7 @@ def test_an_unsealed_screenshot_may_be_split(world: TreeWorld) -> None:
     for end in (16, 32):
         assert world.prefill(req, end)
         world.choices[req.rid] = []
-        world.tree.cache_unfinished_req(req, chunked=end < 32)  # type: ignore[arg-type]
+        world.store(req)
         check(world)
     segments = [s for n in world.tree.path(req.last_node) for s in world.tree.extra(n).segments]
     assert [(s.start, s.end) for s in segments] == [(1, 16), (16, 31)]
@@ -117,7 +117,7 @@ def test_a_node_that_two_requests_hold_stays_whole(world: TreeWorld) -> None:
     assert second is not None
     for req in (first, second):
         assert world.prefill(req, 32)
-        world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+        world.store(req)
         check(world)
     shared = world.tree.path(first.last_node)[0]
     assert shared.lock_ref == 2
@@ -156,7 +156,7 @@ def test_a_choice_that_has_become_stale_is_skipped(world: TreeWorld) -> None:
     assert req is not None
     assert world.prefill(req, 32)
     world.choices[req.rid] = [KeptTokens(1, 31, 29, torch.arange(3).repeat(NUM_LAYERS, 1))]
-    world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+    world.store(req)
     check(world)
     assert world.tree.total_size() == 32
 
@@ -212,7 +212,7 @@ def test_what_another_request_has_stored_meanwhile_is_not_planned_for(world: Tre
     first = run_prompt(world, prompt(1, SHOT, 2), keep=None)
     assert world.prefill(second, len(second.origin_input_ids))
     assert [(k.start, k.end) for k in world.choices[second.rid]] == [(32, 44)]
-    world.tree.cache_unfinished_req(second)  # type: ignore[arg-type]
+    world.store(second)
     check(world)
     assert world.tree.num_live(world.tree.path(first.last_node)[0]) == 31
 
@@ -248,7 +248,7 @@ def test_an_error_before_tokens_move_changes_nothing(world: TreeWorld, monkeypat
     world.choices[req.rid] = [KeptTokens(1, 31, 30, torch.arange(3).repeat(NUM_LAYERS, 1))]
     monkeypatch.setattr(prune, "target_slots", Mock(side_effect=ValueError("no memory")))
     with pytest.raises(ValueError, match="no memory"):
-        world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+        world.store(req)
     check(world)
     assert world.tree.total_size() == 32
 
@@ -260,4 +260,4 @@ def test_an_error_after_tokens_have_moved_is_told_apart(world: TreeWorld, monkey
     world.choices[req.rid] = [KeptTokens(1, 31, 30, torch.arange(3).repeat(NUM_LAYERS, 1))]
     monkeypatch.setattr(world.tree, "punch_all", Mock(side_effect=ValueError("no memory")))
     with pytest.raises(HalfPrunedError, match="broke off in the middle: no memory"):
-        world.tree.cache_unfinished_req(req)  # type: ignore[arg-type]
+        world.store(req)

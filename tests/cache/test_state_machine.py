@@ -150,7 +150,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     def _one_chunk(self, req: FakeRequest, chunk: int, *, same_again: bool = False) -> None:
         total = len(req.origin_input_ids)
-        end = min(total, len(req.prefix_indices) + chunk)
+        end = min(total, req.prefix_len + chunk)
         if not self.world.prefill(req, end):
             self.world.finish(req, is_insert=False)
             return
@@ -158,7 +158,7 @@ class TreeMachine(RuleBasedStateMachine):
             self.prompts.append((req.extra_key, req.origin_input_ids))
         if same_again and end == total:
             self.world.admit(req.origin_input_ids, req.frames, req.extra_key)
-        self.world.store(req, chunked=end < total)
+        self.world.store(req)
 
     @precondition(lambda self: any(not r.prefilled for r in self.world.running))
     @rule(which=st.integers(0, 40))

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
@@ -40,25 +42,42 @@ class FakeRequest:
     origin_input_ids: array[int]
     frames: tuple[Frame, ...]
     extra_key: str | None = None
+    cache_salt: str | None = None
     output_ids: array[int] = field(default_factory=lambda: array("q"))
     sampling_params: Any = field(default_factory=lambda: SimpleNamespace(custom_params=None))
-    req_pool_idx: int | None = None
-    prefix_indices: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    kv: ReqKvInfo = field(default_factory=ReqKvInfo)
+    lock: Any = None
     last_node: Any = None
-    cache_protected_len: int = 0
-    extend_range: Any = None
+    prefix_len: int = 0
+    extend_end: int = 0
     priority: int = 0
-    kv_len: int = 0
     num_live: int = 0
     planned: list[tuple[int, int, int]] = field(default_factory=list)
     prefilled: bool = False
+    is_over: bool = False
+    skip_radix_cache_insert: bool = False
+    finished_len: int | None = None
 
     @property
     def full_untruncated_fill_ids(self) -> array[int]:
         return self.origin_input_ids + self.output_ids
 
+    @property
+    def kv_len(self) -> int:
+        """Positions with K and V."""
+        return self.kv.kv_committed_len
+
     def get_fill_ids(self) -> array[int]:
-        return self.full_untruncated_fill_ids[: self.extend_range.end]
+        return self.full_untruncated_fill_ids[: self.extend_end]
+
+    def refresh_fill_ids(self) -> None:
+        """SGLang appends the newest output here."""
+
+    def owned_kv_len(self) -> int:
+        return self.kv.kv_committed_len
+
+    def finished(self) -> bool:
+        return self.is_over
 
 
 class PruneAtRandom(CacheListener):
@@ -148,13 +167,14 @@ class TreeWorld:
         self._next += 1
         req = FakeRequest(f"r{self._next}", prompt, frames, extra_key)
         match = self.tree.match_prefix(MatchPrefixParams(key=RadixKey(prompt, extra_key, limit=len(prompt) - 1)))
-        req.prefix_indices, req.last_node = match.device_indices, match.last_device_node
-        req.cache_protected_len = len(req.prefix_indices)
-        req.req_pool_idx = self.rows.free_slots.pop(0)
-        self.tree.inc_lock_ref(req.last_node)
+        req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
+        req.kv.cache_protected_len = req.prefix_len
+        req.lock = self.tree.lock(req.last_node)
         self.tree.continue_branch(req.last_node, len(prompt))
-        self.rows.write((req.req_pool_idx, slice(0, len(req.prefix_indices))), req.prefix_indices.to(torch.int32))
-        req.kv_len = len(req.prefix_indices)
+        self.rows.alloc([req])  # type: ignore[list-item]
+        prefix = self.tree.prefix_device_indices(req)  # type: ignore[arg-type]
+        self.rows.write((req.kv.req_pool_idx, slice(0, req.prefix_len)), prefix.to(torch.int32))
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = req.prefix_len
         self.running.append(req)
         return req
 
@@ -164,13 +184,13 @@ class TreeWorld:
         """
         if not self._grow(req, end):
             return False
-        req.extend_range = SimpleNamespace(start=len(req.prefix_indices), end=end)
+        req.extend_end = end
         last = end == len(req.full_untruncated_fill_ids)
         plan = plan_request(
             self.tree,
             req,  # type: ignore[arg-type]
             req.frames,
-            start=req.extend_range.start,
+            start=req.prefix_len,
             end=end,
             is_last_chunk=last,
             observation_window=self.rng.randint(1, 8),
@@ -203,9 +223,9 @@ class TreeWorld:
         req.output_ids.append(token)
         return self._grow(req, len(req.full_untruncated_fill_ids) - 1)
 
-    def store(self, req: FakeRequest, *, chunked: bool) -> None:
+    def store(self, req: FakeRequest) -> None:
         """What a running request has computed goes into the tree, and its prompt is pruned when it has ended."""
-        self.tree.cache_unfinished_req(req, chunked=chunked)  # type: ignore[arg-type]
+        checkpoint_kv_cache(req, self.tree)  # type: ignore[arg-type]
 
     def pin(self, req: FakeRequest) -> None:
         """The request asks to keep its path whole."""
@@ -214,8 +234,13 @@ class TreeWorld:
     def finish(self, req: FakeRequest, *, is_insert: bool) -> None:
         """The request ends; aborted ones are not inserted."""
         self.choices.pop(req.rid, None) if not is_insert else None
-        self.tree.cache_finished_req(req, is_insert=is_insert, kv_len_to_handle=req.kv_len)  # type: ignore[arg-type]
-        self.rows.free_slots.append(req.req_pool_idx)
+        req.is_over = True
+        if req.kv.kv_allocated_len:
+            release_kv_cache(req, self.tree, checkpoint=is_insert)  # type: ignore[arg-type]
+        else:  # it was matched and got no slot: SGLang would not have given it a row yet
+            self.tree.unlock(req.lock)
+            self.tree.on_release(req, checkpointed=False)  # type: ignore[arg-type]
+            self.rows.free(req)  # type: ignore[arg-type]
         self.running.remove(req)
 
     def evict(self, num_tokens: int) -> None:
@@ -256,11 +281,11 @@ class TreeWorld:
             self.evict(need - self.allocator.available_size())
         if self.allocator.available_size() < need:
             return False
-        row = self.rows.req_to_token[req.req_pool_idx]
+        row = self.rows.req_to_token[req.kv.req_pool_idx]
         fresh = self.allocator.alloc(need) if need else torch.empty(0, dtype=torch.int64)
         slots = torch.cat([self._rest_of_page(row, start), fresh])[: end - start]
         row[start:end] = slots.to(torch.int32)
-        req.kv_len = end
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = end
         self._write_tokens(req, start, end, slots.long())
         return True
 

@@ -57,6 +57,11 @@ class Answer:
     reason: Mapping[str, Any]
     retractions: int = 0
 
+    @property
+    def num_stored(self) -> int:
+        """Tokens of prompt and answer whose K and V exist: nobody has computed them for the newest one."""
+        return self.prompt_len + len(self.token_ids) - 1
+
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Answer:
         """Read SGLang's dictionary."""

@@ -70,7 +70,7 @@ def one_chat(engine: TestEngine, number: int, forked_from: Answer | None) -> lis
         chat = chat.ask(question(seed, 2 + origin % 5), *images)
         answer = engine.answer(chat, NUM_OUTPUT, logprob_from=hit)
         answers.append(answer)
-        hit = answer.prompt_len + NUM_OUTPUT
+        hit = answer.num_stored
         chat = chat.reply(answer.text)
     return answers
 
@@ -107,4 +107,4 @@ def test_hits_are_the_same_and_reach_the_end_of_the_turn_before(
     for number, chat in enumerate(star):
         assert chat[0].cached == (chat[0].prompt_len - 1 if is_fork(number) else 0)
         for before, after in pairwise(chat):
-            assert after.cached == before.prompt_len + NUM_OUTPUT
+            assert after.cached == before.num_stored

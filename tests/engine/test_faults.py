@@ -70,7 +70,7 @@ def test_prompt_without_image_is_never_pruned(engine: TestEngine) -> None:
     answer = engine.answer(chat)
     again = engine.answer(chat.reply(answer.text).ask(question(2, 5)))
     stats = engine.stats()
-    assert again.cached == answer.prompt_len + len(answer.token_ids)
+    assert again.cached == answer.num_stored
     assert (stats["num_hole_tokens"], stats["num_prunes"]) == (0, 0)
 
 

@@ -67,7 +67,7 @@ def played(
             chat = chat.ask(question(turn), screenshot(turn, cols, rows, 28))
             answer = engine.answer(chat, NUM_OUTPUT, logprob_from=hit, rid=f"turn{turn}")
             assert answer.cached == hit // done.page_size * done.page_size
-            hit = answer.prompt_len + NUM_OUTPUT
+            hit = answer.num_stored
             done.chats.append(chat)
             done.answers.append(answer)
             chat = chat.reply(answer.text)

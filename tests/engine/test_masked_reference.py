@@ -88,7 +88,7 @@ def played(
             answer = engine.answer(chat, case.num_output, logprob_from=hit, rid=f"turn{turn}")
             assert answer.cached == hit
             turns.append(Turn(chat, answer))
-            hit = answer.prompt_len + case.num_output
+            hit = answer.num_stored
             chat = chat.reply(answer.text)
         assert engine.stats()["num_skipped_segments"] == 0
     return case, turns, read_drops(trace)

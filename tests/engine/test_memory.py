@@ -20,13 +20,29 @@ HALF: dict[str, Any] = {"budget": 0.5}
 PRUNED_ONCE: dict[str, Any] = {"policy_config": '{"shrink_before_evict": false}'}
 
 
-def configurator(**server: Any) -> Any:
-    """What the hooks read of SGLang's pool configurator: the shape of Qwen2.5-VL-7B in bfloat16."""
+@pytest.fixture(autouse=True)
+def chunk(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """chunk(size) -> the chunk size that SGLang has resolved; 8192 where a test says nothing."""
+    from sglang.srt import runtime_context
+
+    def resolve(size: int) -> None:
+        schedule = SimpleNamespace(chunked_prefill_size=size)
+        monkeypatch.setattr(runtime_context, "get_schedule", lambda: schedule)
+
+    resolve(8192)
+    return resolve
+
+
+def configurator() -> Any:
+    """What the hooks read of SGLang's pool configurator: the shape of Qwen2.5-VL-7B in bfloat16.
+
+    Its ``server_args`` are what the user asked for, where the chunk size is not set.
+    """
     return SimpleNamespace(
         kv_cache_dtype=torch.bfloat16,
         model_config=SimpleNamespace(get_num_kv_heads=lambda tp_size: NUM_GROUPS // tp_size, context_len=128_000),
         layer_info=SimpleNamespace(num_effective_layers=NUM_LAYERS),
-        server_args=SimpleNamespace(**{"chunked_prefill_size": 8192, **server}),
+        server_args=SimpleNamespace(chunked_prefill_size=None),
     )
 
 
@@ -101,10 +117,10 @@ def test_workspace_takes_at_most_a_tenth_of_a_small_pool(use: Any) -> None:
     assert hooks.after_profile_available_bytes(1000, configurator(), 0) == 900
 
 
-@pytest.mark.parametrize("chunk", [None, -1], ids=["default", "off"])
-def test_prompts_that_are_not_chunked_have_no_chunk_beside_them(use: Any, chunk: int | None) -> None:
+def test_prompts_that_are_not_chunked_have_no_chunk_beside_them(use: Any, chunk: Any) -> None:
     engine = use("star-paper", budget=0.2)
-    left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(chunked_prefill_size=chunk), 0)
+    chunk(-1)
+    left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(), 0)
     assert left == engine.workspace_bytes(NUM_LAYERS, 128_000, num_groups=NUM_GROUPS)
 
 

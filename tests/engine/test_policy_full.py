@@ -47,6 +47,7 @@ def test_hooks_of_a_process_that_inherited_its_arguments(
 
     flags: dict[str, Any] = engine_arguments(exact=True, model_path=str(checkpoint("qwen2_5_vl")), kv_policy=policy)
     arguments = StarServerArgs(**flags)
+    arguments.resolve_once()
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=tell_what_is_active, args=(arguments, sender))

@@ -53,7 +53,7 @@ def test_a_fault_costs_the_request_its_pruning_only(faulty: Faulty, place: str, 
         after = faulty.engine.stats()
     assert after["num_hole_tokens"] == 0
     assert after["num_pruner_faults"] - before["num_pruner_faults"] == 2
-    assert again.cached == answer.prompt_len + NUM_OUTPUT, "the unpruned prompt is in the tree"
+    assert again.cached == answer.num_stored, "the unpruned prompt is in the tree"
     assert faulty.num_logged(f"ValueError: injected into {place}") == 1, "logged once, with its traceback"
     assert faulty.num_logged(f"{step} failed") >= 1
     ask(faulty, turn(chat, 3))

@@ -47,7 +47,7 @@ def test_next_turn_hits_the_full_logical_prefix(engine: TestEngine) -> None:
         chat = turn(chat, number)
         answer = engine.answer(chat, NUM_OUTPUT)
         assert answer.cached == hit
-        hit = answer.prompt_len + NUM_OUTPUT
+        hit = answer.num_stored
         chat = chat.reply(answer.text)
     assert engine.stats()["num_hole_tokens"] > 0
 
@@ -62,7 +62,7 @@ def test_pool_holds_the_budget_of_visual_tokens_and_the_text(engine: TestEngine)
         limit = math.ceil(BUDGET * number * NUM_VISUAL) + num_text(answer, number)
         assert stats["num_used_pool_tokens"] <= limit
         assert stats["num_used_pool_tokens"] == stats["num_live_tokens"]
-        assert stats["num_live_tokens"] + stats["num_hole_tokens"] == answer.prompt_len + NUM_OUTPUT
+        assert stats["num_live_tokens"] + stats["num_hole_tokens"] == answer.num_stored
 
 
 def test_branches_that_run_together_share_the_screenshot_whole(engine: TestEngine, trace: Path) -> None:
@@ -86,7 +86,7 @@ def test_screenshot_stays_whole_while_the_other_branch_may_come_back(engine: Tes
     answers = engine.answer_together(chats, NUM_OUTPUT, rids=["back-0", "back-1"])
     later = turn(chats[0].reply(answers[0].text), 30)
     answer = engine.answer(later, NUM_OUTPUT, rid="back-0-again")
-    assert answer.cached == answers[0].prompt_len + NUM_OUTPUT
+    assert answer.cached == answers[0].num_stored
     assert set(drops_of(trace, "back-0-again")) <= {1, 2}
     assert 2 in drops_of(trace, "back-0-again")
 
@@ -144,7 +144,7 @@ def test_branches_that_decode_together_see_only_what_is_left_to_them(
     root = engine.answer(first, NUM_OUTPUT, rid="root")
     history = first.reply(root.text)
     chats = [turn(history, 40), turn(history, 41)]
-    hit = root.prompt_len + NUM_OUTPUT
+    hit = root.num_stored
     answers = engine.answer_together(chats, 24, rids=["fork-0", "fork-1"], logprob_from=hit)
     past = [drop for drop in read_drops(trace) if drop.rid == "root"]
     for number, (chat, answer) in enumerate(zip(chats, answers, strict=True)):
@@ -174,5 +174,5 @@ def test_pruned_prefix_is_invisible_under_another_key(engine: TestEngine) -> Non
     assert (mine.cached, theirs.cached, nobody.cached) == (0, 0, 0)
     assert mine.token_ids == theirs.token_ids == nobody.token_ids
     second = turn(first.reply(mine.text), 2)
-    assert engine.answer(second, NUM_OUTPUT, extra_key="mine").cached == mine.prompt_len + NUM_OUTPUT
+    assert engine.answer(second, NUM_OUTPUT, extra_key="mine").cached == mine.num_stored
     assert engine.answer(second, NUM_OUTPUT, extra_key="nobody yet").cached == 0

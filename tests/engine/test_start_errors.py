@@ -23,7 +23,9 @@ def parse(model: Path, **flags: Any) -> Any:
     from star_kv_sglang.server_args import StarServerArgs
 
     arguments: dict[str, Any] = engine_arguments(exact=True, model_path=str(model), **flags)
-    return StarServerArgs(**arguments)
+    record = StarServerArgs(**arguments)
+    record.resolve_once()
+    return record
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_unknown_model_is_refused_with_the_list_of_known_ones(
         parse(folder, **STAR)
 
 
-@pytest.mark.parametrize("backend", ["breakable", "tc_piecewise", "full"])
+@pytest.mark.parametrize("backend", ["breakable", "full"])
 def test_prefill_graphs_are_refused_with_vision(checkpoint: Callable[[str], Path], backend: str) -> None:
     graphs = {"attention_backend": "flashinfer", "cuda_graph_backend_prefill": backend}
     with pytest.raises(
@@ -109,13 +111,14 @@ def test_prefill_graphs_are_refused_with_vision(checkpoint: Callable[[str], Path
 def test_prefill_graphs_that_a_gpu_has_by_default_are_gone_before_the_check(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.model_executor import cuda_graph_config
 
     monkeypatch.setattr(cuda_graph_config, "default_prefill_backend", lambda: "breakable")
     accepted = parse(checkpoint("qwen2_5_vl"), **STAR, attention_backend="flashinfer")
-    assert accepted.cuda_graph_config.prefill.backend == "disabled"
+    assert resolving_view(accepted).cuda_graph_config.prefill.backend == "disabled"
     text = parse(checkpoint("llama"), **STAR, attention_backend="flashinfer")
-    assert text.cuda_graph_config.prefill.backend == "breakable"
+    assert resolving_view(text).cuda_graph_config.prefill.backend == "breakable"
 
 
 def test_file_of_parameters_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

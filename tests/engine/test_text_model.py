@@ -21,7 +21,7 @@ def test_model_without_vision_works_and_says_once_that_nothing_is_pruned(
         answer = engine.answer(chat)
         again = engine.answer(chat.reply(answer.text).ask(question(2)))
         stats = engine.stats()
-    assert again.cached == answer.prompt_len + len(answer.token_ids)
+    assert again.cached == answer.num_stored
     assert (stats["num_hole_tokens"], stats["num_prunes"]) == (0, 0)
     captured = capfd.readouterr()
     assert (captured.out + captured.err).count("never prunes text") == 1

@@ -48,7 +48,7 @@ def play(policy: str, trace: Path) -> list[Turn]:
                 chat, NUM_OUTPUT, logprob_from=hit, rid=f"turn{number}", custom_params={"kv_budget": budget}
             )
             assert answer.cached == hit
-            hit = answer.prompt_len + NUM_OUTPUT
+            hit = answer.num_stored
             turns.append(Turn(chat, answer, engine.stats()["num_live_tokens"]))
             chat = chat.reply(answer.text)
         untraced = Chat().ask(question(9), screenshot(9, COLS, ROWS, TOKEN_PIXELS))
@@ -67,7 +67,7 @@ def test_serves_a_conversation(policy: str, tmp_path: Path) -> None:
     assert {drop.rid for drop in drops} == {"turn0", "turn1", "turn2"}
     reference = MaskedReference(EXAMPLE_MODEL)
     for number, (turn, budget) in enumerate(zip(turns, (BUDGET, BUDGET, OWN_BUDGET), strict=True), start=1):
-        num_text = turn.answer.prompt_len + NUM_OUTPUT - number * NUM_VISUAL
+        num_text = turn.answer.num_stored - number * NUM_VISUAL
         assert turn.num_live == num_text + math.ceil(budget * (number * NUM_VISUAL))
         seen = [drop for drop in drops if int(drop.rid.removeprefix("turn")) < number]
         want = reference.logprobs(turn.chat, turn.answer.token_ids, seen)

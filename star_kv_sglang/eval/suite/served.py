@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -236,14 +235,10 @@ class SuiteEngine:
             ((first, last),) = item.offsets
             padded[first : last + 1] = [item.pad_value] * (last - first + 1)
         positions, delta = self._stock.compute_mrope_positions(ids, items)
-        return dataclasses.replace(
-            self._pattern,
-            mm_items=items,
-            input_ids=ids,
-            padded_input_ids=padded,
-            mrope_positions=positions,
-            mrope_position_delta=delta,
-        )
+        answer = copy.copy(self._pattern)
+        answer.mm_items, answer.input_ids, answer.padded_input_ids = items, ids, padded
+        answer.mrope_positions, answer.mrope_position_delta = positions, delta
+        return answer
 
     def _item(self, shown: Shown, first: int, last: int) -> Any:
         item = copy.copy(self._pattern.mm_items[0])

@@ -60,8 +60,9 @@ class VisionTower:
         """The tower's part."""
         grids = pixels["image_grid_thw"]
         features = self._model.model.get_image_features(pixels["pixel_values"].to(self._device), grids.to(self._device))
-        parts = [torch.cat(list(features.pooler_output)), *(getattr(features, "deepstack_features", None) or ())]
-        joined = torch.cat(parts, dim=1).cpu()
+        # One tensor for each screenshot, from the tower's last layer and from those it taps.
+        parts = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]
+        joined = torch.cat([torch.cat(list(part)) for part in parts], dim=1).cpu()
         sizes = [len(part) for part in features.pooler_output]
         return [
             SeenScreen(embedding.clone(), grid[None].clone())

@@ -1,4 +1,4 @@
-"""A stand-in for `sgl_kernel`, so that SGLang 0.5.17 runs on a machine without a GPU.
+"""A stand-in for `sgl_kernel`, so that SGLang 0.5.23 runs on a machine without a GPU.
 
 The `sgl_kernel` wheel that SGLang depends on needs libcuda to be imported. With `SGLANG_USE_CPU_ENGINE=1` SGLang takes
 PyTorch for the mathematics and needs from `sgl_kernel` one function, which is here, and a few names that it imports and
@@ -56,11 +56,14 @@ rotate_input_ids_cpu = unavailable("rotate_input_ids_cpu", _SPECULATIVE)
 verify_tree_greedy_cpu = unavailable("verify_tree_greedy_cpu", _SPECULATIVE)
 copy_all_layer_kv_cache_cpu = unavailable("copy_all_layer_kv_cache_cpu", "moving KV cache on the CPU")
 
-# Bound by name when `sglang.srt.models.qwen3_5` is imported, which happens with every Qwen-VL model.
+# Bound by name when `sglang.srt.models.qwen3_5` is imported, which happens with every Qwen-VL model, and `grok`.
 _OPS = torch.library.Library("sgl_kernel", "FRAGMENT")
 declare_ops(
     _OPS,
     (
+        "fused_dual_residual_rmsnorm_cpu(Tensor x) -> Tensor",
+        "fused_moe_router_cpu(Tensor x) -> Tensor",
+        "rmsnorm_cpu(Tensor x) -> Tensor",
         "fused_sigmoid_mul_cpu(Tensor x) -> Tensor",
         "fused_qk_gemma_rmsnorm_cpu(Tensor x) -> Tensor",
         "fused_qk_gemma_rmsnorm_with_gate_cpu(Tensor x) -> Tensor",

@@ -1,0 +1,162 @@
+"""What of SGLang is called, read or set without being extended, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from star_kv_sglang.patches.seam import Seam, SeamKind
+
+_SRT = "sglang.srt"
+_NEVER = "never: this is how SGLang tells it"
+
+
+def _used(owner: str, names: str, why: str, kind: SeamKind = SeamKind.READ) -> Iterable[Seam]:
+    """One seam for each of the names, words separated by blanks, of a class or module below ``sglang.srt``."""
+    return (Seam(f"{_SRT}.{owner}.{name}", kind, None, why, _file_of(owner), _NEVER) for name in names.split())
+
+
+def _called(target: str, signature: str, why: str) -> Seam:
+    return Seam(f"{_SRT}.{target}", SeamKind.CALL, signature, why, _file_of(target.rpartition(".")[0]), _NEVER)
+
+
+def _file_of(owner: str) -> str:
+    """File of a class or module below ``sglang.srt``."""
+    module, _, name = owner.rpartition(".")
+    return f"srt/{(module if name[:1].isupper() else owner).replace('.', '/')}.py"
+
+
+_REQUESTS = "a request, and what it holds of the pool and the tree"
+_BATCHES = "which requests and positions a forward computes"
+_TREES = "the tree's nodes, sizes and locks, counted in live slots"
+_IMAGES = "where a prompt's screenshots lie"
+_POOLS = "K and V, and how large their pool is"
+_ATTENTION = "the page table of an attention backend"
+_START = "arguments, and what SGLang makes of them"
+_ENDS = "where a prompt enters the tree and a request ends"
+
+READS: tuple[Seam, ...] = (
+    # requests and batches
+    *_used(
+        "managers.schedule_batch.Req",
+        "rid kv lock last_node prefix_len extra_key cache_salt priority sampling_params multimodal_inputs "
+        "customized_info origin_input_ids output_ids full_untruncated_fill_ids get_fill_ids finished",
+        _REQUESTS,
+    ),
+    *_used("managers.schedule_batch.ReqKvInfo", "req_pool_idx cache_protected_len cache_inserted_len", _REQUESTS),
+    *_used("sampling.sampling_params.SamplingParams", "custom_params max_new_tokens", "what a request asks for"),
+    *_used(
+        "managers.schedule_batch.ScheduleBatch",
+        "reqs forward_mode decoding_reqs extend_lens seq_lens_cpu req_pool_indices_cpu",
+        _BATCHES,
+    ),
+    *_used("managers.schedule_batch.MultimodalInputs", "mm_items", _IMAGES),
+    *_used("managers.schedule_batch.MultimodalDataItem", "offsets model_specific_data hash is_image", _IMAGES),
+    *_used("managers.scheduler.Scheduler", "waiting_queue metrics_collector_context", "requests that wait; metrics"),
+    *_used(
+        "observability.metrics_collector.SchedulerMetricsCollectorContext",
+        "collector current_scheduler_metrics_enabled",
+        "labels of the metrics",
+    ),
+    *_used("observability.metrics_collector.SchedulerMetricsCollector", "labels", "labels of the metrics"),
+    *_used("managers.io_struct.GetInternalStateReqOutput", "internal_state", "the report in /server_info"),
+    _called("mem_cache.common.checkpoint_kv_cache", "(req, tree_cache)", _ENDS),
+    _called("mem_cache.common.release_kv_cache", "(req, tree_cache, *, checkpoint)", _ENDS),
+    # the tree
+    *_used(
+        "mem_cache.radix_cache.RadixCache",
+        "disable page_size req_to_token_pool token_to_kv_pool_allocator root_node evictable_leaves evictable_size_ "
+        "protected_size_ eviction_strategy device kv_events",
+        _TREES,
+    ),
+    *_used("mem_cache.radix_cache.RadixCache", "evictable_size protected_size", _TREES, SeamKind.CALL),
+    _called("mem_cache.radix_cache.RadixCache._inc_hit_count", "(self, node)", _TREES),
+    _called("mem_cache.radix_cache.RadixCache.path_device_indices", "(self, node)", _TREES),
+    _called("mem_cache.base_prefix_cache.BasePrefixCache.lock", "(self, node)", _TREES),
+    _called("mem_cache.base_prefix_cache.BasePrefixCache.unlock", "(self, lock)", _TREES),
+    _called("mem_cache.base_prefix_cache.BasePrefixCache.free_kv_row", "(self, kv, ranges)", _ENDS),
+    _called("mem_cache.base_prefix_cache.BasePrefixCache.prefix_device_indices", "(self, req)", _TREES),
+    _called(
+        "mem_cache.base_prefix_cache.BasePrefixCache.update_eviction_metrics", "(self, num_evicted, start_time)", _TREES
+    ),
+    *_used(
+        "mem_cache.radix_cache.TreeNode",
+        "children parent key value lock_ref last_access_time priority",
+        _TREES,
+    ),
+    *_used("mem_cache.radix_cache.RadixKey", "token_ids extra_key cache_salt match child_key page_aligned", _TREES),
+    *_used("mem_cache.base_prefix_cache.MatchResult", "last_device_node device_prefix_len", _TREES),
+    *_used("mem_cache.base_prefix_cache.MatchPrefixParams", "key", _TREES),
+    *_used("mem_cache.base_prefix_cache.EvictParams", "num_tokens", _TREES),
+    *_used("mem_cache.base_prefix_cache.EvictResult", "num_tokens_evicted", _TREES),
+    *_used("mem_cache.base_prefix_cache.IncLockRefResult", "delta", _TREES),
+    *_used("mem_cache.base_prefix_cache.DecLockRefResult", "delta", _TREES),
+    *_used("mem_cache.registry.TreeCacheBuildContext", "params", "what SGLang builds the tree with"),
+    _called("mem_cache.events.KVCacheEventRecorder.record_remove", "(self, node, medium=None)", "events of evictions"),
+    _called("mem_cache.evict_policy.EvictionStrategy.get_priority", "(self, node)", "SGLang's order of eviction"),
+    # pools and the model
+    *_used("mem_cache.allocator.base.BaseTokenToKVPoolAllocator", "size available_size", _POOLS),
+    _called(
+        "mem_cache.allocator.base.BaseTokenToKVPoolAllocator.free_segment", "(self, free_index, *, start_pos)", _POOLS
+    ),
+    *_used("mem_cache.memory_pool.ReqToTokenPool", "req_to_token", "rows: the slot of each position of a request"),
+    _called("mem_cache.memory_pool.ReqToTokenPool.write", "(self, indices, values)", "rows of requests"),
+    *_used("mem_cache.memory_pool.KVCache", "start_layer layer_num", _POOLS),
+    _called("mem_cache.memory_pool.KVCache.get_key_buffer", "(self, layer_id)", _POOLS),
+    _called("mem_cache.memory_pool.KVCache.get_value_buffer", "(self, layer_id)", _POOLS),
+    *_used("mem_cache.kv_cache_configurator.KVCacheConfigurator", "kv_cache_dtype layer_info model_config", _POOLS),
+    *_used("model_executor.model_runner_components.layer_setup.ModelLayerInfo", "num_effective_layers", _POOLS),
+    *_used(
+        "model_executor.model_runner.ModelRunner",
+        "model model_config token_to_kv_pool req_to_token_pool init_new_workspace",
+        _POOLS,
+    ),
+    *_used(
+        "configs.model_config.ModelConfig",
+        "hf_config context_len is_multimodal is_hybrid_swa get_num_kv_heads",
+        "shape and kind of the model",
+    ),
+    # attention
+    *_used(
+        "model_executor.forward_batch_info.ForwardBatch",
+        "forward_mode out_cache_loc req_pool_indices seq_lens",
+        _BATCHES,
+    ),
+    *_used("model_executor.forward_batch_info.ForwardMode", "is_extend", _BATCHES),
+    *_used(
+        "layers.radix_attention.RadixAttention",
+        "layer_id scaling tp_q_head_num head_dim qk_head_dim",
+        "shape of a layer's attention",
+    ),
+    *_used("layers.attention.torch_native_backend.TorchNativeAttnBackend", "req_to_token_pool", _ATTENTION),
+    *_used(
+        "layers.attention.flashinfer_backend.FlashInferAttnBackend",
+        "req_to_token_pool forward_metadata dq_page_table dq_paged_kernel_lens indices_updater_decode",
+        _ATTENTION,
+    ),
+    *_used("layers.attention.flashinfer_backend.PrefillMetadata", "prefill_wrappers", _ATTENTION),
+    Seam(
+        "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper._paged_kv_indices_buf",
+        SeamKind.READ, None, _ATTENTION, "decode.py", _NEVER,
+    ),
+    Seam(
+        "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper.is_cuda_graph_enabled",
+        SeamKind.READ, None, _ATTENTION, "decode.py", _NEVER,
+    ),
+    Seam(
+        "flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper.forward_return_lse",
+        SeamKind.CALL, None, "the log-sum-exp of every query of a prefill", "prefill.py", _NEVER,
+    ),
+    # the start
+    *_used("plugins.hook_registry.HookRegistry", "register", _START, SeamKind.CALL),
+    *_used("plugins.hook_registry.HookType", "AROUND AFTER REPLACE", _START),
+    *_used("arg_groups.arg_utils.Arg", "help choices", _START),
+    _called("arg_groups.overrides.declare_resolution", "(server_args, source, **fields)", _START),
+    _called("arg_groups.model_override_base.resolving_view", "(server_args)", _START),
+    _called("arg_groups.model_override_base.resolved_view", "(server_args)", _START),
+    _called("arg_groups.model_override_base.attention_backends_of", "(cfg)", _START),
+    _called("arg_groups.model_override_base.is_attention_backend_not_set", "(cfg)", _START),
+    _called("arg_groups.model_override_base.model_config_of", "(server_args)", _START),
+    _called("arg_groups.model_override_base.use_mla_backend", "(server_args)", _START),
+    _called("runtime_context.get_schedule", "()", _START),
+    *_used("arg_groups.fields.schedule.Schedule", "chunked_prefill_size page_size", _START, SeamKind.FLAG),
+)  # fmt: skip

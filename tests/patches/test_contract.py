@@ -1,0 +1,184 @@
+"""What is relied on of SGLang is declared, the installed SGLang has it, and what moved is told by name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from star_kv_sglang import compat
+from star_kv_sglang.patches import manifest
+from star_kv_sglang.patches.contract import SourceTree
+from star_kv_sglang.patches.seam import SeamKind
+from tests.architecture.imports import ROOT
+
+TARGETS = {seam.target for seam in manifest.ALL}
+OURS = ("cache", "engine", "attention")
+"""Folders of the package that handle SGLang's objects."""
+
+# By what name our code calls an object of SGLang's, and what it is.
+OBJECTS = {
+    "req": "sglang.srt.managers.schedule_batch.Req",
+    "peer": "sglang.srt.managers.schedule_batch.Req",
+    "kv": "sglang.srt.managers.schedule_batch.ReqKvInfo",
+    "sampling_params": "sglang.srt.sampling.sampling_params.SamplingParams",
+    "batch": "sglang.srt.managers.schedule_batch.ScheduleBatch",
+    "multimodal_inputs": "sglang.srt.managers.schedule_batch.MultimodalInputs",
+    "item": "sglang.srt.managers.schedule_batch.MultimodalDataItem",
+    "forward_batch": "sglang.srt.model_executor.forward_batch_info.ForwardBatch",
+    "forward_mode": "sglang.srt.model_executor.forward_batch_info.ForwardMode",
+    "node": "sglang.srt.mem_cache.radix_cache.TreeNode",
+    "child": "sglang.srt.mem_cache.radix_cache.TreeNode",
+    "leaf": "sglang.srt.mem_cache.radix_cache.TreeNode",
+    "parent": "sglang.srt.mem_cache.radix_cache.TreeNode",
+    "key": "sglang.srt.mem_cache.radix_cache.RadixKey",
+    "rest": "sglang.srt.mem_cache.radix_cache.RadixKey",
+    "scheduler": "sglang.srt.managers.scheduler.Scheduler",
+    "_scheduler": "sglang.srt.managers.scheduler.Scheduler",
+    "metrics": "sglang.srt.observability.metrics_collector.SchedulerMetricsCollectorContext",
+    "collector": "sglang.srt.observability.metrics_collector.SchedulerMetricsCollector",
+    "runner": "sglang.srt.model_executor.model_runner.ModelRunner",
+    "model_runner": "sglang.srt.model_executor.model_runner.ModelRunner",
+    "model_config": "sglang.srt.configs.model_config.ModelConfig",
+    "req_to_token_pool": "sglang.srt.mem_cache.memory_pool.ReqToTokenPool",
+    "token_to_kv_pool_allocator": "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator",
+    "allocator": "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator",
+    "kv_events": "sglang.srt.mem_cache.events.KVCacheEventRecorder",
+    "layer": "sglang.srt.layers.radix_attention.RadixAttention",
+    "metadata": "sglang.srt.layers.attention.flashinfer_backend.PrefillMetadata",
+    "wrapper": "flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper",
+}
+
+
+def test_the_installed_sglang_has_every_seam() -> None:
+    assert compat.seam_problems() == []
+
+
+def test_no_seam_is_declared_twice() -> None:
+    assert sorted(TARGETS) == sorted(seam.target for seam in manifest.ALL)
+
+
+@pytest.mark.slow
+def test_every_override_is_declared() -> None:
+    from star_kv_sglang.attention.flashinfer_backend import StarDecodeUpdater, StarFlashInferBackend
+    from star_kv_sglang.attention.torch_native_backend import StarTorchNativeBackend
+    from star_kv_sglang.cache.radix_cache import StarRadixCache
+    from star_kv_sglang.server_args import StarServerArgs
+
+    classes: tuple[type, ...] = (
+        StarRadixCache, StarTorchNativeBackend, StarFlashInferBackend, StarDecodeUpdater, StarServerArgs,
+    )  # fmt: skip
+    missing = [name for one in classes for name in _overrides(one) if name not in TARGETS]
+    assert missing == []
+
+
+def _overrides(ours: type) -> Iterator[str]:
+    """Dotted names of SGLang's methods that a class of ours replaces."""
+    for name, member in vars(ours).items():
+        # Others' plugins wrap methods of this class too.
+        if getattr(inspect.unwrap(member) if callable(member) else None, "__module__", None) != ours.__module__:
+            continue
+        owner = next((base for base in ours.__mro__[1:] if name in vars(base)), None)
+        if owner is not None and owner.__module__.startswith("sglang."):
+            yield f"{owner.__module__}.{owner.__qualname__}.{name}"
+
+
+def test_every_field_that_is_read_is_declared() -> None:
+    missing = {
+        f"{path.relative_to(ROOT)}:{node.lineno}: {OBJECTS[name]}.{node.attr}"
+        for path in _sources()
+        for node, name in _accesses(ast.parse(path.read_text(encoding="utf-8")))
+        if f"{OBJECTS[name]}.{node.attr}" not in TARGETS
+    }
+    assert sorted(missing) == []
+
+
+def _sources() -> list[Path]:
+    folders = [ROOT / "star_kv_sglang" / name for name in OURS]
+    return [*sorted(path for folder in folders for path in folder.glob("*.py")), ROOT / "patches" / "hooks.py"]
+
+
+def _accesses(tree: ast.Module) -> Iterator[tuple[ast.Attribute, str]]:
+    """Attributes of what bears the name of an object of SGLang's, as a variable or itself as an attribute."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not node.attr.startswith("__"):
+            name = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", None)
+            if name in OBJECTS:
+                yield node, name
+
+
+def test_what_the_tree_has_from_sglang_is_declared() -> None:
+    """Names on ``self`` that the tree's own file does not define."""
+    path = ROOT / "star_kv_sglang" / "cache" / "radix_cache.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (ours,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "StarRadixCache")
+    on_self = [n for n in ast.walk(ours) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "self"]
+    defined = {node.name for node in ours.body if isinstance(node, ast.FunctionDef)}
+    # What is also SGLang's must be declared although we set it.
+    set_here = {node.attr for node in on_self if isinstance(node.ctx, ast.Store)} - {
+        "evictable_size_",
+        "protected_size_",
+    }
+    bases = ("sglang.srt.mem_cache.radix_cache.RadixCache.", "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.")
+    names = {node.attr for node in on_self} - defined - set_here
+    assert [name for name in sorted(names) if not any(base + name in TARGETS for base in bases)] == []
+
+
+def test_a_renamed_method_and_a_changed_signature_are_named(tmp_path: Path) -> None:
+    folder = _copy_of_sglang(tmp_path)
+    file = folder / "srt" / "mem_cache" / "radix_cache.py"
+    source = file.read_text(encoding="utf-8")
+    file.unlink()
+    file.write_text(
+        source.replace("def _split_node(self, key", "def _cut_node(self, key").replace(
+            "def checkpoint(self, req: Req, *, up_to: int)", "def checkpoint(self, req: Req, up_to: int)"
+        ),
+        encoding="utf-8",
+    )
+    problems = compat.seam_problems(folder)
+    assert len(problems) == 2
+    assert "RadixCache.checkpoint (srt/mem_cache/radix_cache.py) is (self, req, up_to), expected" in problems[0]
+    assert "RadixCache._split_node (srt/mem_cache/radix_cache.py) does not exist" in problems[1]
+
+
+def test_a_flag_and_a_private_field_that_are_gone_are_named(tmp_path: Path) -> None:
+    folder = _copy_of_sglang(tmp_path)
+    for name, old, new in (
+        ("srt/arg_groups/fields/memory.py", "enable_flexkv: A[", "enable_flex: A["),
+        ("srt/mem_cache/radix_cache.py", "self.evictable_size_", "self.evictable"),
+    ):
+        file = folder / name
+        source = file.read_text(encoding="utf-8")
+        assert old in source
+        file.unlink()
+        file.write_text(source.replace(old, new), encoding="utf-8")
+    assert [problem.split(" ")[0] for problem in compat.seam_problems(folder)] == [
+        "sglang.srt.mem_cache.radix_cache.RadixCache.evictable_size_",
+        "sglang.srt.arg_groups.fields.*.enable_flexkv",
+    ]
+
+
+def test_a_package_that_is_not_there_is_told() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_package is not installed"):
+        SourceTree().find("no_such_package.module.name")
+
+
+def _copy_of_sglang(tmp_path: Path) -> Path:
+    """SGLang's package as links, so that single files can be exchanged."""
+    original = SourceTree()._folder("sglang")
+    copy = tmp_path / "sglang"
+    for file in (original / "srt").rglob("*.py"):
+        target = copy / file.relative_to(original)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(file)
+    return copy
+
+
+def test_hooks_exist() -> None:
+    from star_kv_sglang.patches import hooks
+
+    assert [seam.target for seam in manifest.HOOKS if not hasattr(hooks, seam.hook or "")] == []
+    assert {seam.kind for seam in manifest.HOOKS} <= {SeamKind.AROUND, SeamKind.AFTER}
