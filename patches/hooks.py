@@ -10,7 +10,7 @@ from star_kv_sglang.engine import runtime
 if TYPE_CHECKING:
     from sglang.srt.beam_search.coordinator import BeamCoordinator
     from sglang.srt.managers.io_struct import GetInternalStateReqOutput
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
@@ -86,7 +86,10 @@ def after_get_internal_state(
     return result
 
 
-def after_validate_and_init(result: str | None, coordinator: BeamCoordinator, *args: Any) -> str | None:
+def around_validate_and_init(
+    original: Callable[..., str | None], coordinator: BeamCoordinator, req: Req, *args: Any
+) -> str | None:
     """Refuse beam search: its other rows are copies of a request's row, and nobody knows their holes."""
-    del coordinator, args
-    return result or "Beam search (beam_width above 1) is not supported with a --kv-policy that prunes; use n."
+    if runtime.policy().prunes:
+        return "Beam search (beam_width above 1) is not supported with a --kv-policy that prunes; use n instead."
+    return original(coordinator, req, *args)

@@ -77,12 +77,12 @@ HOOKS = (
     ),
     Seam(
         target="sglang.srt.beam_search.coordinator.BeamCoordinator.validate_and_init",
-        kind=SeamKind.AFTER,
+        kind=SeamKind.AROUND,
         signature="(self, req, recv_req)",
         why="beam search copies a row to rows that no request has: their holes would be read as slot 0",
         upstream="srt/beam_search/coordinator.py",
-        remove_when="the page table follows from the rows themselves",
-        hook="after_validate_and_init",
+        remove_when="the holes of copied rows are known",
+        hook="around_validate_and_init",
     ),
 )
 

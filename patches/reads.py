@@ -118,7 +118,7 @@ READS: tuple[Seam, ...] = (
     # attention
     *_used(
         "model_executor.forward_batch_info.ForwardBatch",
-        "forward_mode out_cache_loc req_pool_indices seq_lens",
+        "forward_mode out_cache_loc req_pool_indices seq_lens seq_lens_cpu",
         _BATCHES,
     ),
     *_used("model_executor.forward_batch_info.ForwardMode", "is_extend", _BATCHES),

@@ -92,11 +92,6 @@ FLAG_RULES = (
         "KV sharding (--enable-kv-cache-sharding): ranks hold different pages of a row; drop it",
     ),
     _is_set(
-        "enable_mixed_chunk",
-        "mixed batches (--enable-mixed-chunk): a prefill without screenshots would give the decoding rows beside it a "
-        "page table that knows nothing of their holes; drop it",
-    ),
-    _is_set(
         "enable_deterministic_inference",
         "deterministic inference (--enable-deterministic-inference): it turns the radix cache off for these models; "
         "drop it",

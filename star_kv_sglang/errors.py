@@ -44,3 +44,18 @@ class SeamMovedError(StarKVError, RuntimeError):
             f"star-kv-sglang does not fit the installed SGLang:\n{lines}\n"
             f"Supported SGLang versions: {', '.join(supported)}. Install one of them, or start with --kv-policy full."
         )
+
+
+class PageTableError(StarKVError, RuntimeError):
+    """A row with holes would meet a page table that was not made from its holes; the step must not run.
+
+    Args:
+        problem: What is wrong.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}. Without a page table of its own a pruned row would be read at slot 0, so the server stops "
+            "here. This is a fault of star-kv-sglang, or of an option of SGLang that it should have refused: please "
+            "report it, and start with --kv-policy full meanwhile."
+        )

@@ -2,7 +2,8 @@
 
 The kernels run unchanged. Only the metadata differs, and only for batches in which some row has holes: the page table
 comes from ``page_table`` and lengths are live lengths, which the policy knows on the host, so that no step waits for
-the device.
+the device. It follows from the rows' holes, whatever else a batch is: a prefill, a decode step, or both at once. Where
+a row has holes and no such table can be given, the step raises.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend, FlashInferIndicesUpdaterDecode
 
 from star_kv_sglang.engine.ranges import profiled, stage
+from star_kv_sglang.errors import PageTableError
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -74,9 +76,15 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
         req_pool_indices: torch.Tensor,
         **kwargs: Any,
     ) -> None:
-        """Plan a decode step; stock SGLang where no row has holes."""
+        """Plan a decode step; stock SGLang where no row has holes.
+
+        Raises:
+            PageTableError: A row has holes, and its length is not known here, or its page table comes from elsewhere.
+        """
         holes = self._policy.batch_holes
-        if holes is not None and seq_lens_cpu is not None:
+        if holes is not None:
+            if seq_lens_cpu is None or spec_info is not None:
+                raise PageTableError("a decode step over pruned rows came without its lengths, or with a page table")
             num_rows, padded = len(holes), len(req_pool_indices)
             live_lens_cpu = seq_lens_cpu.to(torch.int64).clone()
             longest = int(live_lens_cpu[:num_rows].max())
@@ -150,31 +158,42 @@ class StarFlashInferBackend(FlashInferAttnBackend):
     def _prepare_dequant_workspace_metadata_for_extend(
         self, forward_batch: ForwardBatch, use_ragged: bool = False
     ) -> None:
-        """Supply the prefill's page table where rows have holes or their keys are to be scored.
+        """Supply the prefill's page table where a row has holes or keys are to be scored.
 
-        SGLang asks here for a page table of its own making; with ``dq_page_table`` unset it builds the stock one.
+        SGLang asks here for a page table of its own making; with ``dq_page_table`` unset it builds the stock one. Rows
+        that decode in the same batch are among them.
+
+        Raises:
+            PageTableError: A row has holes, and SGLang would read it without the page table, or its length is not
+                known.
         """
         super()._prepare_dequant_workspace_metadata_for_extend(forward_batch, use_ragged)
-        observer = self._policy.observer
+        observer, holes = self._policy.observer, self._policy.batch_holes
         plan = observer.plan if observer is not None else None
-        if observer is None or plan is None or use_ragged:
+        if holes is None and plan is None:
             return
-        num_live = sum(one.layout.num_live for one in plan.requests)
+        lens = forward_batch.seq_lens_cpu
+        if use_ragged or lens is None:
+            if holes is not None:
+                raise PageTableError("a prefill over pruned rows has no paged attention, or came without its lengths")
+            return
+        num_live = int(lens.sum()) - (0 if holes is None else int(holes.sum()))
         device = forward_batch.req_pool_indices.device
         with stage("page_table"):
-            kv_indptr = torch.empty(len(plan.requests) + 1, dtype=torch.int32, device=device)
+            kv_indptr = torch.empty(len(lens) + 1, dtype=torch.int32, device=device)
             kv_indices = torch.zeros(num_live + KV_INDICES_SLACK, dtype=torch.int32, device=device)
             self._policy.ops.page_table(
                 self.req_to_token_pool.req_to_token,
                 forward_batch.req_pool_indices,
                 forward_batch.seq_lens,
-                max_seq_len=max(one.new_end for one in plan.requests),
+                max_seq_len=int(lens.max()),
                 kv_indptr=kv_indptr,
                 kv_indices=kv_indices,
             )
             self.dq_page_table = kv_indices
             self.dq_paged_kernel_lens = kv_indptr[1:] - kv_indptr[:-1]
-        observer.begin(forward_batch.out_cache_loc, kv_indices[:num_live], kv_indptr)
+        if observer is not None and plan is not None:
+            observer.begin(forward_batch.out_cache_loc, kv_indices[:num_live], kv_indptr)
 
     def forward_extend(
         self,

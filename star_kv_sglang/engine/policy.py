@@ -25,6 +25,7 @@ from star_kv_sglang.engine.observer import Observer, rows_of
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
 from star_kv_sglang.engine.prune import KVPools, prune_path
 from star_kv_sglang.engine.ranges import measure_with, profiled, stage
+from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
@@ -84,7 +85,7 @@ class PolicyEngine(CacheListener):
         self.ledger = SegmentLedger() if config.prunes_again else None
         self._budget: TreeBudget | None = None
         self._running: dict[str, Req] = {}
-        self._row_holes: dict[int, int] = {}
+        self._row_holes = RowHoles()
         self._pools: KVPools | None = None
         self._tree: StarRadixCache | None = None
         self._scheduler: Scheduler | None = None
@@ -213,7 +214,8 @@ class PolicyEngine(CacheListener):
             return None
         self.counters.peak_private_tokens = max(self.counters.peak_private_tokens, self._require_tree().private_size())
         plan = self._plan_batch(batch) if batch.forward_mode.is_extend() else None
-        holes = [self._row_holes.get(row, 0) for row in batch.req_pool_indices_cpu.tolist()]
+        # Of every row that runs, planned for scoring or not: page tables follow from the holes alone.
+        holes = self._row_holes.of(batch.req_pool_indices_cpu.tolist())
         self.batch_holes = torch.tensor(holes, dtype=torch.int64) if any(holes) else None
         self.observer.plan = plan
         return plan
@@ -232,10 +234,11 @@ class PolicyEngine(CacheListener):
         rows, ends = batch.req_pool_indices_cpu.tolist(), batch.seq_lens_cpu.tolist()
         for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):
             if req in decoding:
-                plans.append(plan_decoding(req, end, num_holes=self._row_holes.get(row, 0)))
+                (num_holes,) = self._row_holes.of([row])
+                plans.append(plan_decoding(req, end, num_holes=num_holes))
                 continue
             plans.append(self._plan(req, end - length, end))
-            self._row_holes[row] = end - plans[-1].layout.num_live
+            self._row_holes.tell(row, end - plans[-1].layout.num_live)
         if not any(plan.layout.frames for plan in plans):
             return None
         asked = any(plan.layout.window and self.policy.observes(plan.layout, plan.state) for plan in plans)
@@ -456,7 +459,7 @@ class PolicyEngine(CacheListener):
         self.counters.num_skipped_segments += pruned.num_skipped
         if pruned.num_freed:
             if has_row:
-                self._row_holes[req.kv.req_pool_idx] += pruned.num_freed
+                self._row_holes.add(req.kv.req_pool_idx, pruned.num_freed)
             self.counters.num_prunes += 1
             self.counters.num_pruned_tokens += pruned.num_freed
         if self._trace is not None and _custom(req, "kv_trace") is not False:
@@ -467,6 +470,7 @@ class PolicyEngine(CacheListener):
 
     def on_released(self, req: Req) -> None:
         """Forget a request that ended or was put back."""
+        self._row_holes.forget(req.kv.req_pool_idx)
         self._in_flight.pop(req.rid, None)
         self._running.pop(req.rid, None)
         self._choices.pop(req.rid, None)
@@ -487,7 +491,7 @@ class PolicyEngine(CacheListener):
         with stage("budget"), self._faults.guard("cutting to the token budget", "leaves are dropped instead"):
             cut = self._tree_budget().reduce_private(target, running=running, waiting=self._waiting())
         for req, num_holes in cut.holes:
-            self._row_holes[req.kv.req_pool_idx] += num_holes
+            self._row_holes.add(req.kv.req_pool_idx, num_holes)
         counters = self.counters
         counters.num_budget_steps += 1
         counters.num_pruned_tokens += cut.num_freed

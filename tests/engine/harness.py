@@ -110,7 +110,7 @@ class TestEngine:
 
     async def answer_soon(
         self, chat: Chat, num_tokens: int = 4, *, logprob_from: int | None = None, rid: str | None = None,
-        extra_key: str | None = None, **sampling: Any,
+        extra_key: str | None = None, content_hashes: Sequence[str] | None = None, **sampling: Any,
     ) -> Answer:  # fmt: skip
         """Queue a request; greedy, exactly ``num_tokens`` tokens unless SGLang stops it."""
         from sglang.srt.managers.io_struct import GenerateReqInput
@@ -123,6 +123,7 @@ class TestEngine:
             logprob_start_len=logprob_from,
             rid=rid,
             extra_key=extra_key,
+            mm_content_hashes=None if content_hashes is None else list(content_hashes),
         )
         results = [raw async for raw in self.engine.tokenizer_manager.generate_request(request, None)]
         return Answer.of(results[-1])

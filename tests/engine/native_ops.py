@@ -8,13 +8,13 @@ from typing import Any
 def register() -> None:
     """Make every operator of this process take its native path, and attention the plain one."""
     import torch
-    from sglang.srt.layers.utils import MultiPlatformOp
+    from sglang.kernels.fused_op import BaseFusedOp
     from sglang.srt.models import utils
 
     def native(self: Any) -> Any:
         return self.forward_native
 
-    MultiPlatformOp.dispatch_forward = native
+    BaseFusedOp._resolve_forward_method = native
     utils.can_use_fused_inplace_qknorm = lambda *args: False
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)

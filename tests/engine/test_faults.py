@@ -158,3 +158,9 @@ def test_more_requests_than_the_pool_holds_all_end_well(engine: TestEngine) -> N
     chats = [Chat().ask(question(seed), screenshot(seed, 6, 6, 28)) for seed in range(12)]
     answers = engine.answer_together(chats, 40)
     assert [len(answer.token_ids) for answer in answers] == [40] * len(chats)
+
+
+def test_beam_search_is_the_clients_mistake(engine: TestEngine) -> None:
+    """Its other rows are copies of a row that may be pruned, and no request knows them."""
+    with pytest.raises(ValueError, match=r"Beam search .* is not supported with a --kv-policy that prunes"):
+        engine.answer(small_prompt(1), 4, beam_width=2, n=2)

@@ -111,7 +111,10 @@ class History:
     "arguments",
     [
         pytest.param({"chunked_prefill_size": 32}, id="first_come_first_served-small_chunks"),
-        pytest.param({"schedule_policy": "lpm", "chunked_prefill_size": 64}, id="longest_prefix_first-larger_chunks"),
+        pytest.param(
+            {"schedule_policy": "lpm", "chunked_prefill_size": 64, "enable_mixed_chunk": True},
+            id="longest_prefix_first-mixed_with_decoding",
+        ),
     ],
 )
 def test_no_slot_is_lost(checkpoint: Callable[[str], Path], arguments: dict[str, object]) -> None:

@@ -87,6 +87,44 @@ def test_all_unsupported_options_are_named_together(checkpoint: Callable[[str], 
     assert "--kv-policy full" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        pytest.param({"enable_deterministic_inference": True}, "--enable-deterministic-inference", id="deterministic"),
+        pytest.param({"radix_eviction_policy": "tlru"}, "--radix-eviction-policy tlru", id="tlru"),
+        pytest.param({"enable_session_radix_cache": True}, "--enable-session-radix-cache", id="session_radix_cache"),
+        pytest.param({"enable_kv_cache_sharding": True}, "--enable-kv-cache-sharding", id="kv_sharding"),
+        pytest.param(
+            {"enable_unified_cache_external_linker": True}, "--enable-unified-cache-external-linker", id="linker"
+        ),
+        pytest.param({"mm_feature_transport": "cuda_vmm"}, "--mm-feature-transport cuda_vmm", id="cuda_vmm"),
+        pytest.param({"is_embedding": True}, "--is-embedding", id="embedding"),
+        pytest.param({"enable_mis": True}, "--enable-mis", id="multi_item_scoring"),
+        pytest.param({"kv_canary": "log"}, "--kv-canary", id="kv_canary"),
+        pytest.param({"encoder_only": True}, "--encoder-only", id="encoder_only"),
+        pytest.param({"enable_unified_memory": True}, "--enable-unified-memory", id="unified_memory"),
+        pytest.param({"dllm_algorithm": "LowConfidence"}, "--dllm-algorithm", id="diffusion_language_model"),
+        pytest.param({"prefill_only_disable_kv_cache": True}, "--prefill-only-disable-kv-cache", id="no_kv_cache"),
+        pytest.param({"enable_pdmux": True}, "--enable-pdmux", id="pd_multiplexing"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(checkpoint: Callable[[str], Path], flags: dict[str, Any], part: str) -> None:
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), **STAR, **flags)
+    assert len(caught.value.reasons) == 1
+    assert part in caught.value.reasons[0]
+
+
+def test_what_sglang_itself_sets_is_refused_too(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked for deterministic inference: SGLang's own resolution turns it on, and leaves words of it behind."""
+    monkeypatch.setenv("SGLANG_VLM_CACHE_SIZE_MB", "100")
+    monkeypatch.setenv("SGLANG_ENABLE_DETERMINISTIC_INFERENCE", "0")
+    with pytest.raises(UnsupportedSetupError, match="--enable-deterministic-inference"):
+        parse(checkpoint("qwen2_5_vl"), **STAR, rl_on_policy_target="fsdp", attention_backend="flashinfer")
+
+
 def test_unknown_model_is_refused_with_the_list_of_known_ones(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ class Setup:
     graph: bool = True
     overlap: bool = True
     chunk: int | None = None
+    mixed: bool = False
     reference: str = ""
     exact: bool = False
 
@@ -56,6 +57,7 @@ class Setup:
         """What tells it from the others."""
         words = [self.policy, self.dtype, f"p{self.page_size}", "graph" if self.graph else "eager"]
         words += ["" if self.overlap else "no-overlap", f"chunk{self.chunk}" if self.chunk else ""]
+        words += ["mixed" if self.mixed else ""]
         return " ".join(word for word in words if word)
 
     def arguments(self, trace: Path) -> dict[str, Any]:
@@ -69,6 +71,8 @@ class Setup:
             given["disable_overlap_schedule"] = True
         if self.chunk:
             given["chunked_prefill_size"] = self.chunk
+        if self.mixed:
+            given["enable_mixed_chunk"] = True
         if self.policy == "full":
             given["kv_policy"] = "full"
         elif self.policy != STOCK:
@@ -110,8 +114,10 @@ def table() -> list[Setup]:
         *plain,
         _like(plain, graph=False),
         _like(plain, overlap=False),
+        _like(plain, mixed=True),
         *chunked,
         _like(chunked, graph=False, overlap=False),
+        _like(chunked, mixed=True),
         *pages,
         _like(pages, graph=False, overlap=False),
         *large,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ NUM_ANSWER = 3
 """Two words and the end of the turn: the next turn continues exactly what the tree holds."""
 NUM_LONG = 48
 """Tokens of a last request that decodes for a while."""
+GAP_S = 0.05
+"""Seconds between prompts that interrupt it."""
 _SCREEN = " <|vision_start|><|image_pad|><|vision_end|> "
 
 
@@ -85,7 +88,24 @@ def play(engine: TestEngine) -> list[Said]:
         step, question, _, image = turns[-1]
         last = ask(branches[0], step, question, image)
         _heard(said, last, f"c{number}-long", engine.answer(last, NUM_LONG, logprob_from=-1, rid=f"c{number}-long"))
+        _interrupt(engine, said, ask(branches[1], step, question, image), number)
     return said
+
+
+def _interrupt(engine: TestEngine, said: list[Said], chat: Chat, number: int) -> None:
+    """A long answer over a pruned history, while prompts without screenshots come and go."""
+    texts = [Chat().ask(f"here click {word}") for word in ("red", "blue", "green")]
+    rids = [f"c{number}-beside", *(f"c{number}-text{index}" for index in range(len(texts)))]
+
+    async def together() -> list[Answer]:
+        tasks = [await engine.queue(chat, NUM_LONG, rid=rids[0], logprob_from=-1)]
+        for text, rid in zip(texts, rids[1:], strict=True):
+            await asyncio.sleep(GAP_S)
+            tasks.append(await engine.queue(text, NUM_ANSWER, rid=rid, logprob_from=-1))
+        return list(await asyncio.gather(*tasks))
+
+    for one, rid, answer in zip([chat, *texts], rids, engine.run(together()), strict=True):
+        _heard(said, one, rid, answer)
 
 
 def kept_tokens(trace: Path) -> dict[str, list[list[int]]]:

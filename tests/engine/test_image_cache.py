@@ -1,0 +1,108 @@
+"""SGLang's cache of processed images under a policy: no answer and no choice changes, and its hits are real."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conversation import Answer, Chat, question, screenshot
+from tests.engine.harness import TestEngine, running_engine
+from tests.engine.masked_reference import read_drops
+
+pytestmark = pytest.mark.slow
+
+NUM_TURNS, NUM_OUTPUT = 3, 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """One conversation.
+
+    Attributes:
+        answers: Of its turns, and of the last turn again under another cache salt, where nothing is known of it.
+        kept: What every prune kept.
+        num_hits: Of the image cache, after the turns.
+        trusted: The last turn once more, with other bytes under the hashes of its screenshots.
+    """
+
+    answers: list[Answer]
+    kept: list[Any]
+    num_hits: int
+    trusted: Answer
+
+
+def png(seed: int) -> bytes:
+    """The bytes of a screenshot of 6 x 6 tokens."""
+    file = io.BytesIO()
+    screenshot(seed, 6, 6, 28).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data: bytes) -> str:
+    """As clients send it."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def prompts() -> list[Chat]:
+    """Three turns whose answers are words of our own: each is known before the engine is asked."""
+    chats, chat = [], Chat()
+    for turn in range(NUM_TURNS):
+        chat = Chat(chat.ask(question(turn), screenshot(turn, 6, 6, 28)).text, (*chat.images, url(png(turn))))  # type: ignore[arg-type]
+        chats.append(chat)
+        chat = chat.reply("red")
+    return chats
+
+
+def hold(engine: TestEngine, trace: Path) -> Held:
+    """Hold the conversation; ask for its last turn again, and once more with bytes that nobody should read."""
+    chats = prompts()
+    answers = [engine.answer(chat, NUM_OUTPUT, logprob_from=0, rid=f"turn{i}") for i, chat in enumerate(chats)]
+    num_hits: int = engine.engine.tokenizer_manager.mm_processor.mm_preprocess_cache.stats()["hits"]
+    answers.append(engine.answer(chats[-1], NUM_OUTPUT, logprob_from=0, rid="again", extra_key="a"))
+    hashes = [f"sha256:{hashlib.sha256(png(turn)).hexdigest()}" for turn in range(NUM_TURNS)]
+    other = Chat(chats[-1].text, tuple(url(png(9)) for _ in hashes))  # type: ignore[misc]
+    trusted = engine.answer(other, NUM_OUTPUT, logprob_from=0, rid="trusted", extra_key="b", content_hashes=hashes)
+    kept = [(drop.rid, drop.start, drop.kept.tolist()) for drop in read_drops(trace) if drop.rid != "trusted"]
+    return Held(answers, kept, num_hits, trusted)
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Held, Held]:
+    """Without the cache, and with it and clients' hashes trusted."""
+    held = []
+    for flags in ({}, {"mm_preprocess_cache_size_mb": 64, "trust_mm_content_hashes": True}):
+        trace = tmp_path_factory.mktemp("trace")
+        with running_engine(
+            checkpoint("qwen2_5_vl"), exact=True, kv_policy="star", kv_budget=0.3,
+            policy_config={"trace_dir": str(trace)}, **flags,
+        ) as engine:  # fmt: skip
+            held.append(hold(engine, trace))
+    return held[0], held[1]
+
+
+def test_answers_and_choices_are_the_same_to_the_last_bit(both: tuple[Held, Held]) -> None:
+    plain, cached = both
+    assert [one.token_ids for one in cached.answers] == [one.token_ids for one in plain.answers]
+    assert [one.logprobs for one in cached.answers] == [one.logprobs for one in plain.answers]
+    assert [one.cached for one in cached.answers] == [one.cached for one in plain.answers]
+    assert cached.kept == plain.kept
+    assert plain.kept
+
+
+def test_a_screenshot_that_comes_again_is_a_hit(both: tuple[Held, Held]) -> None:
+    plain, cached = both
+    assert plain.num_hits == 0
+    assert cached.num_hits == 1 + 2  # of the second turn, and of the third
+
+
+def test_a_trusted_hash_stands_for_the_bytes(both: tuple[Held, Held]) -> None:
+    plain, cached = both
+    assert cached.trusted.logprobs == cached.answers[-1].logprobs
+    assert plain.trusted.logprobs != plain.answers[-1].logprobs, "other bytes are another prompt"

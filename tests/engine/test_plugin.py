@@ -1,0 +1,47 @@
+"""SGLang logs and skips a plugin that raises; ours stops the process, with its reason as the last lines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from star_kv_sglang import cpu_mode
+
+_LOAD = """
+from sglang.srt.plugins import load_plugins
+from star_kv_sglang.patches import activate
+{fault}
+load_plugins()
+print("went on")
+"""
+
+
+def load_plugins(fault: str) -> subprocess.CompletedProcess[str]:
+    """A process that SGLang starts: it loads its plugins, after ``fault`` has broken something."""
+    return subprocess.run(
+        [sys.executable, "-c", _LOAD.format(fault=fault)],
+        env={**cpu_mode.cpu_environment(os.environ), "SGLANG_PLUGINS": "star_kv"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_flags_that_cannot_be_installed_stop_the_process() -> None:
+    """Without them ``--kv-policy`` ends as "unrecognized arguments", which tells nobody what is wrong."""
+    fault = "def broken(): raise TypeError('readonly attribute')\nactivate.install_flags = broken"
+    answer = load_plugins(fault)
+    assert answer.returncode == 1
+    assert "went on" not in answer.stdout
+    last = answer.stderr.splitlines()[-2:]
+    assert last[0] == "star-kv-sglang could not be loaded into SGLang: TypeError: readonly attribute"
+    assert "star-kv doctor" in last[1] and "SGLANG_PLUGINS" in last[1]
+
+
+@pytest.mark.slow
+def test_what_is_not_broken_goes_on() -> None:
+    answer = load_plugins("")
+    assert answer.returncode == 0, answer.stderr
+    assert "went on" in answer.stdout
