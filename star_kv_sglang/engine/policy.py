@@ -470,7 +470,6 @@ class PolicyEngine(CacheListener):
 
     def on_released(self, req: Req) -> None:
         """Forget a request that ended or was put back."""
-        self._row_holes.forget(req.kv.req_pool_idx)
         self._in_flight.pop(req.rid, None)
         self._running.pop(req.rid, None)
         self._choices.pop(req.rid, None)

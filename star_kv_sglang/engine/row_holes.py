@@ -10,8 +10,9 @@ from star_kv_sglang.errors import PageTableError
 class RowHoles:
     """Holes by row.
 
-    A row is told when its request is planned, when it is pruned, and when it is given back. A row that nobody has told
-    is an error and not a row without holes: its holes would be read as slot 0.
+    A row is told when its request is planned and when it is pruned. A row that nobody has told is an error and not a
+    row without holes: its holes would be read as slot 0. What was told stays until the row gets another request: a
+    request may end, and its row be given back, with its next step already prepared.
     """
 
     def __init__(self) -> None:
@@ -24,10 +25,6 @@ class RowHoles:
     def add(self, row: int, num_holes: int) -> None:
         """Tokens of a running request were pruned."""
         self._holes[row] += num_holes
-
-    def forget(self, row: int) -> None:
-        """The row was given back."""
-        self._holes.pop(row, None)
 
     def of(self, rows: Iterable[int]) -> list[int]:
         """Holes of each row.

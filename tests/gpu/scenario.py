@@ -93,15 +93,19 @@ def play(engine: TestEngine) -> list[Said]:
 
 
 def _interrupt(engine: TestEngine, said: list[Said], chat: Chat, number: int) -> None:
-    """A long answer over a pruned history, while prompts without screenshots come and go."""
+    """A long answer over a pruned history, while prompts without screenshots come and go.
+
+    Nobody asks for log-probabilities here: SGLang mixes no batch that must return some. The prompts share nothing, so
+    that what they find in the tree does not depend on their moment.
+    """
     texts = [Chat().ask(f"here click {word}") for word in ("red", "blue", "green")]
     rids = [f"c{number}-beside", *(f"c{number}-text{index}" for index in range(len(texts)))]
 
     async def together() -> list[Answer]:
-        tasks = [await engine.queue(chat, NUM_LONG, rid=rids[0], logprob_from=-1)]
+        tasks = [await engine.queue(chat, NUM_LONG, rid=rids[0])]
         for text, rid in zip(texts, rids[1:], strict=True):
             await asyncio.sleep(GAP_S)
-            tasks.append(await engine.queue(text, NUM_ANSWER, rid=rid, logprob_from=-1))
+            tasks.append(await engine.queue(text, NUM_ANSWER, rid=rid, extra_key=rid))
         return list(await asyncio.gather(*tasks))
 
     for one, rid, answer in zip([chat, *texts], rids, engine.run(together()), strict=True):
