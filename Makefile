@@ -1,6 +1,7 @@
 # make install   everything into .venv (no root, nothing global)
 # make demo      a GUI agent's branches on a real server, full cache against STaR-KV
 # make test      what CI runs: lint, types, all tests that need no GPU
+# make test-seams  what of SGLang is relied on, against the installed SGLang or SGLANG=FOLDER, without starting it
 # make soak      half an hour of load on a real server
 # make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time over all GPUs; PYTHON=... names an interpreter that has SGLang
 
@@ -11,7 +12,7 @@ PYTHON ?= $(VENV)/python
 GPU_JOBS ?= 4
 TREE := build/tree
 
-.PHONY: install demo lint format types test test-nightly test-gpu soak tree wheel clean
+.PHONY: install demo lint format types test test-nightly test-seams test-gpu soak tree wheel clean
 
 install:
 	@PYTHON=$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),) bash scripts/install.sh
@@ -41,6 +42,12 @@ test: lint types
 test-nightly: install
 	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=nightly $(VENV)/python -m pytest -m 'not gpu' tests/ops
 	HYPOTHESIS_PROFILE=nightly $(VENV)/python -m pytest -m 'not gpu' --ignore=tests/ops
+
+# What of SGLang this project extends or reads, against the source of an SGLang that is neither imported nor started.
+# SGLANG=FOLDER names another one's package, such as an unpacked wheel's sglang/.
+test-seams: install
+	$(VENV)/star-kv doctor --sglang $(or $(SGLANG),$(wildcard .venv/lib/python3*/site-packages/sglang))
+	$(VENV)/python -m pytest tests/patches
 
 # Without a limit every process takes all processors for its float32 references, and all of them wait.
 test-gpu: tree
