@@ -9,7 +9,7 @@ import heapq
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -48,12 +48,13 @@ class CacheListener:
     def on_released(self, req: Req) -> None:
         """The request gave its slots back."""
 
-    def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:
+    def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
         """The pool runs short: prune what nobody holds, before leaves are dropped.
 
         Args:
             tree: The tree.
             num_tokens: Slots that are wanted.
+            rank: Nodes whose `StarRadixCache.eviction_rank` is higher stay as they are.
 
         Returns:
             Slots that were freed.
@@ -95,6 +96,7 @@ class StarRadixCache(RadixCache):
         self.listener = listener or CacheListener()
         self.ledger = ledger
         super().__init__(params)
+        self._has_ranks = isinstance(self.eviction_strategy.get_priority(self.root_node), tuple)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -494,17 +496,29 @@ class StarRadixCache(RadixCache):
         return num_turned
 
     def evict(self, params: EvictParams) -> EvictResult:
-        """Free ``num_tokens`` live slots: let the policy shrink what nobody holds, then drop unlocked leaves in the
-        order of SGLang's eviction policy.
+        """Free ``num_tokens`` live slots, rank by rank of SGLang's eviction policy: let the listener shrink what nobody
+        holds, then drop unlocked leaves. What ranks higher is not touched while a lower rank has something to give.
         """
         if self.disable:
             return EvictResult()
         start_time = time.perf_counter()
-        num_evicted = self.listener.shrink(self, params.num_tokens)
-        if num_evicted < params.num_tokens:
-            num_evicted += self._drop_leaves(params.num_tokens - num_evicted, private_only=False)
+        num_evicted, wanted = 0, params.num_tokens
+        while num_evicted < wanted and self.evictable_leaves:
+            rank = min(map(self.eviction_rank, self.evictable_leaves)) if self._has_ranks else None
+            found = self.listener.shrink(self, wanted - num_evicted, rank=rank)
+            if num_evicted + found < wanted:
+                found += self._drop_leaves(wanted - num_evicted - found, rank=rank)
+            if not found:
+                break
+            num_evicted += found
         self.update_eviction_metrics(num_evicted, start_time)
         return EvictResult(num_tokens_evicted=num_evicted)
+
+    def eviction_rank(self, node: TreeNode) -> Any:
+        """What SGLang's eviction policy looks at before it looks at the time: the request's priority with ``priority``,
+        how often a node was hit with ``lfu`` and ``slru``. None with policies that order by time alone.
+        """
+        return self.eviction_strategy.get_priority(node)[0] if self._has_ranks else None
 
     def drop_private_leaves(self, num_tokens: int) -> int:
         """Drop unlocked leaves that one branch at most can use, until ``num_tokens`` slots are free; returns how many
@@ -512,11 +526,14 @@ class StarRadixCache(RadixCache):
         """
         return self._drop_leaves(num_tokens, private_only=True)
 
-    def _drop_leaves(self, num_tokens: int, *, private_only: bool) -> int:
+    def _drop_leaves(self, num_tokens: int, *, rank: Any = None, private_only: bool = False) -> int:
+        """Drop leaves until ``num_tokens`` slots are free, in SGLang's order, none of a higher rank."""
         extras, priority = self._extras, self.eviction_strategy.get_priority
         leaves: Iterable[TreeNode] = self.evictable_leaves
         if private_only:
             leaves = (leaf for leaf in leaves if not extras[leaf].shared)
+        if rank is not None:
+            leaves = (leaf for leaf in leaves if priority(leaf)[0] <= rank)
         heap = [(priority(leaf), leaf) for leaf in leaves]
         heapq.heapify(heap)
         num_dropped = 0
@@ -531,7 +548,9 @@ class StarRadixCache(RadixCache):
             self._delete_leaf(leaf)
             parent = leaf.parent
             if not parent.children and parent.lock_ref == 0 and not (private_only and extras[parent].shared):
-                heapq.heappush(heap, (priority(parent), parent))
+                order = priority(parent)
+                if rank is None or order[0] <= rank:
+                    heapq.heappush(heap, (order, parent))
             self.kv_events.record_remove(leaf)
         return num_dropped
 

@@ -499,14 +499,14 @@ class PolicyEngine(CacheListener):
                 counters.num_budget_evicted_tokens += tree.drop_private_leaves(tree.private_size() - target)
         counters.num_budget_misses += tree.private_size() > limit
 
-    def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:
-        """Prune what no request holds, down to the floors, before leaves are dropped."""
+    def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
+        """Prune what no request holds and does not rank higher, down to the floors, before leaves are dropped."""
         if self.ledger is None or not self.config.shrink_before_evict or num_tokens <= 0:
             return 0
         wanted = max(num_tokens, tree.token_to_kv_pool_allocator.size // SHRINK_STEP)
         cut = Cut()
         with stage("shrink"), self._faults.guard("shrinking before eviction", "leaves are dropped instead"):
-            cut = self._tree_budget().shrink_unused(wanted, waiting=self._waiting())
+            cut = self._tree_budget().shrink_unused(wanted, waiting=self._waiting(), rank=rank)
         counters = self.counters
         counters.num_shrinks += cut.num_freed > 0
         counters.num_shrunk_tokens += cut.num_freed

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,14 +107,23 @@ class TreeBudget:
         current = {ident for req in asking for ident in self._newest_frame(req)}
         return self._cut(excess, self._wanted_by_several(waiting, holders) | elsewhere, current, holders)
 
-    def shrink_unused(self, num_tokens: int, *, waiting: Iterable[Req]) -> Cut:
+    def shrink_unused(self, num_tokens: int, *, waiting: Iterable[Req], rank: Any = None) -> Cut:
         """Prune private segments that no request holds until ``num_tokens`` slots are free, as far as the floors allow.
 
         Args:
             num_tokens: Slots.
             waiting: Requests that will be matched.
+            rank: Segments of nodes whose eviction rank is higher stay as they are; None: there are no ranks.
         """
-        return self._cut(num_tokens, self._wanted_by_several(waiting, {}) | self._locked(), set(), {})
+        spared = self._wanted_by_several(waiting, {}) | self._locked()
+        return self._cut(num_tokens, spared | self._ranked_above(rank), set(), {})
+
+    def _ranked_above(self, rank: Any) -> set[int]:
+        if rank is None:
+            return set()
+        ledger, rank_of = self._ledger, self._tree.eviction_rank
+        idents = np.flatnonzero(ledger.used & ~ledger.shared).tolist()
+        return {ident for ident in idents if rank_of(ledger.node_of(ident)) > rank}
 
     def _cut(self, excess: int, spared: set[int], current: set[int], holders: dict[TreeNode, Req]) -> Cut:
         contest = self._contest(spared, current)

@@ -21,8 +21,8 @@ NUM_ASKED = 6
 class ShadowedWorld(TreeWorld):
     """The real tree and pools beside their model in plain Python."""
 
-    def __init__(self, num_slots: int, page_size: int, seed: int) -> None:
-        super().__init__(num_slots, page_size, seed)
+    def __init__(self, num_slots: int, page_size: int, seed: int, *, eviction_policy: str = "lru") -> None:
+        super().__init__(num_slots, page_size, seed, eviction_policy=eviction_policy)
         self.oracle = Oracle(num_slots, page_size)
         self.num_shrunk = 0
         self.sequences: list[tuple[str | None, array[int], list[Range]]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
 from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
 from star_kv_sglang.triton_ops.dispatch import get_ops
+from tests.cache.sequences import frame_length, frames_in
 from tests.cache.shadow import ShadowedWorld
 from tests.cache.test_state_machine import TreeMachine, run_histories
-from tests.cache.world import NUM_LAYERS, FakeRequest, PruneAtRandom
+from tests.cache.world import NUM_LAYERS, FakeRequest, PruneAtRandom, TreeWorld
 
 
 class ScoreAndPrune(PruneAtRandom):
@@ -28,9 +30,9 @@ class ScoreAndPrune(PruneAtRandom):
         super().on_prompt_cached(tree, req, has_row=has_row)
         tree.register_path(req.last_node)
 
-    def shrink(self, tree: StarRadixCache, num_tokens: int) -> int:
+    def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
         before = {node: tree.num_live(node) for node in tree.nodes() if node.lock_ref or tree.extra(node).shared}
-        cut = self.world.budget.shrink_unused(num_tokens, waiting=())
+        cut = self.world.budget.shrink_unused(num_tokens, waiting=(), rank=rank)
         assert cut.num_freed == 0 or not cut.holes
         assert before == {node: tree.num_live(node) for node in before}, "what is held or shared was cut"
         self.world.follow_shrinking(cut.num_freed)
@@ -40,8 +42,8 @@ class ScoreAndPrune(PruneAtRandom):
 class BudgetWorld(ShadowedWorld):
     """A world whose tokens have scores that follow them; some prompts are pruned at random."""
 
-    def __init__(self, num_slots: int, page_size: int, seed: int) -> None:
-        super().__init__(num_slots, page_size, seed)
+    def __init__(self, num_slots: int, page_size: int, seed: int, *, eviction_policy: str = "lru") -> None:
+        super().__init__(num_slots, page_size, seed, eviction_policy=eviction_policy)
         assert self.tree.ledger is not None
         self.tree.ledger.slot_ids = self.pools.side.segment_ids
         weight, last = self.rng.choice([0.0, 0.5]), self.rng.choice([True, False])
@@ -118,6 +120,33 @@ MACHINES = pytest.mark.parametrize("machine", [BudgetMachine, PagedBudgetMachine
 def test_random_histories(machine: type[BudgetMachine]) -> None:
     """The same histories every time."""
     run_histories(machine, least_steps=2_000, max_examples=32, stateful_step_count=50, derandomize=True)
+
+
+@pytest.mark.parametrize("policy", ["priority", "lru"])
+def test_shrinking_follows_sglangs_order_of_eviction(policy: str) -> None:
+    """Two branches with the same screens, of priority 9 and 0: with ``priority`` the 0 is cut, and dropped, first."""
+    world = BudgetWorld(400, 1, seed=3, eviction_policy=policy)
+    world.prunes_next = lambda: False  # type: ignore[method-assign]
+    live: dict[int, Any] = {}
+    for word, priority in ((1, 9), (2, 0)):
+        tokens = array("q", [word, *[-30 - 97] * frame_length(-30 - 97), 3])
+        req = world.admit(tokens, frames_in(tokens), None)
+        assert req is not None
+        req.priority = priority
+        assert world.prefill(req, len(tokens))
+        world.store(req)
+        live[priority] = req.last_node
+        world.finish(req, is_insert=True)
+    held = {priority: world.tree.num_live(node) for priority, node in live.items()}
+    TreeWorld.evict(world, 10)
+    assert world.tree.num_live(live[0]) < held[0]
+    assert (world.tree.num_live(live[9]) == held[9]) == (policy == "priority")
+    TreeWorld.evict(world, world.tree.num_live(live[0]))
+    if policy == "priority":
+        assert live[0] not in set(world.tree.nodes()), "the lower rank is dropped before the higher one is cut"
+        assert world.tree.num_live(live[9]) == held[9]
+        TreeWorld.evict(world, 5)
+        assert world.tree.num_live(live[9]) == held[9] - 5
 
 
 @pytest.mark.nightly

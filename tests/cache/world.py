@@ -105,9 +105,10 @@ class TreeWorld:
         num_slots: Slots of the pool.
         page_size: Of the pool and the tree.
         seed: Of every random choice.
+        eviction_policy: Of SGLang.
     """
 
-    def __init__(self, num_slots: int, page_size: int, seed: int) -> None:
+    def __init__(self, num_slots: int, page_size: int, seed: int, *, eviction_policy: str = "lru") -> None:
         self.rng = random.Random(seed)
         self.page_size = page_size
         self.num_slots = num_slots
@@ -126,6 +127,7 @@ class TreeWorld:
                 req_to_token_pool=self.rows,
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=page_size,
+                eviction_policy=eviction_policy,
             ),
             self.make_listener(),
             self.make_ledger(),
