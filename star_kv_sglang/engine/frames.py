@@ -22,7 +22,7 @@ MOST_TOKENS = torch.iinfo(torch.int16).max
 def frames_of_request(req: Req, merge_size: int) -> tuple[Frame, ...]:
     """The images of a request in order of position; videos and audio count as text and are never pruned.
 
-    An image counts where the prompt's ids are its pad value. A session that went back keeps the items of what it left.
+    An image counts where the prompt's ids are the ones that SGLang writes for it. A session that went back keeps the items of what it left.
 
     Args:
         req: SGLang's request with padded input ids.
@@ -36,7 +36,7 @@ def frames_of_request(req: Req, merge_size: int) -> tuple[Frame, ...]:
             continue
         grids = item.model_specific_data["image_grid_thw"].reshape(-1, 3).tolist()
         for (first, last), (_, patch_rows, patch_cols) in zip(item.offsets, grids, strict=True):
-            if not _shows(req.origin_input_ids, item.pad_value, first, last + 1):
+            if not _shows(req.origin_input_ids, item, first, last + 1):
                 continue
             frame = Frame(int(first), int(patch_rows) // merge_size, int(patch_cols) // merge_size, int(item.hash))
             if frame.end != last + 1:
@@ -54,6 +54,6 @@ def frames_of_request(req: Req, merge_size: int) -> tuple[Frame, ...]:
     return tuple(sorted(frames, key=lambda frame: frame.start))
 
 
-def _shows(ids: array[int], pad_value: Any, start: int, end: int) -> bool:
-    """Whether the ids of these positions are an image's."""
-    return ids[start:end] == array("q", [pad_value]) * (end - start)
+def _shows(ids: array[int], item: Any, start: int, end: int) -> bool:
+    """Whether the ids of these positions are an image's: SGLang writes a sequence that stands for its content."""
+    return ids[start:end] == array("q", item.padding_sequence(end - start))

@@ -8,21 +8,28 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
 
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.engine.frames import MOST_TOKENS, frames_of_request
 
-PAD, OTHER = 1_000_001, 1_000_002
+CAT, DOG = 11, 12
+"""Contents of two images, as their hashes."""
 
 
-def image(first: int, last: int, pad: int, grid: tuple[int, int, int]) -> Any:
-    return SimpleNamespace(
+def image(first: int, last: int, content: int, grid: tuple[int, int, int]) -> MultimodalDataItem:
+    item = MultimodalDataItem(
+        modality=Modality.IMAGE,
         offsets=[(first, last)],
-        pad_value=pad,
-        hash=pad,
         model_specific_data={"image_grid_thw": torch.tensor([grid])},
-        is_image=lambda: True,
     )
+    item.set_hash(content)
+    return item
+
+
+def padding(content: int, length: int) -> list[int]:
+    """The ids that SGLang writes for an image: they differ from position to position."""
+    return image(0, 0, content, (1, 2, 2)).padding_sequence(length)
 
 
 def request(ids: list[int], *items: Any) -> Any:
@@ -31,29 +38,29 @@ def request(ids: list[int], *items: Any) -> Any:
     )
 
 
-def test_a_screenshot_lies_where_the_ids_are_its_pad_value() -> None:
-    ids = [1, *[PAD] * 6, 2, *[OTHER] * 4, 3]
-    found = frames_of_request(request(ids, image(8, 11, OTHER, (1, 4, 4)), image(1, 6, PAD, (1, 4, 6))), 2)
-    assert found == (Frame(1, 2, 3, PAD), Frame(8, 2, 2, OTHER))
+def test_a_screenshot_lies_where_the_ids_are_the_ones_of_its_content() -> None:
+    ids = [1, *padding(CAT, 6), 2, *padding(DOG, 4), 3]
+    found = frames_of_request(request(ids, image(8, 11, DOG, (1, 4, 4)), image(1, 6, CAT, (1, 4, 6))), 2)
+    assert found == (Frame(1, 2, 3, CAT), Frame(8, 2, 2, DOG))
 
 
 @pytest.mark.parametrize(
     "ids",
     [
         pytest.param([1, 5, 6, 7, 8, 2], id="text_where_it_was"),
-        pytest.param([1, PAD, PAD, PAD, 7, 2], id="text_in_its_end"),
-        pytest.param([1, OTHER, OTHER, OTHER, OTHER, 2], id="another_image_where_it_was"),
-        pytest.param([1, PAD, PAD], id="a_shorter_prompt"),
+        pytest.param([1, *padding(CAT, 3), 7, 2], id="text_in_its_end"),
+        pytest.param([1, *padding(DOG, 4), 2], id="another_image_where_it_was"),
+        pytest.param([1, *padding(CAT, 2)], id="a_shorter_prompt"),
     ],
 )
 def test_an_item_that_a_rewound_session_left_behind_is_no_screenshot(ids: list[int]) -> None:
     """A session that goes back (``offset``) keeps its image items and writes other ids over them."""
-    assert frames_of_request(request(ids, image(1, 4, PAD, (1, 4, 4))), 2) == ()
+    assert frames_of_request(request(ids, image(1, 4, CAT, (1, 4, 4))), 2) == ()
 
 
 def test_a_screenshot_with_more_tokens_than_an_offset_can_tell_is_kept_whole() -> None:
     """Offsets are 16 bit: token 32,768 would be taken for one before the first."""
-    rows = MOST_TOKENS + 1
-    ids = [PAD] * rows
-    assert frames_of_request(request(ids, image(0, rows - 1, PAD, (1, 2 * rows, 2))), 2) == ()
-    assert len(frames_of_request(request(ids[1:], image(0, rows - 2, PAD, (1, 2 * rows - 2, 2))), 2)) == 1
+    most = request(padding(CAT, MOST_TOKENS), image(0, MOST_TOKENS - 1, CAT, (1, 2 * MOST_TOKENS, 2)))
+    more = request(padding(CAT, MOST_TOKENS + 1), image(0, MOST_TOKENS, CAT, (1, 2 * MOST_TOKENS + 2, 2)))
+    assert len(frames_of_request(most, 2)) == 1
+    assert frames_of_request(more, 2) == ()

@@ -233,7 +233,7 @@ class SuiteEngine:
         padded = list(ids)
         for item in items:
             ((first, last),) = item.offsets
-            padded[first : last + 1] = [item.pad_value] * (last - first + 1)
+            padded[first : last + 1] = item.padding_sequence(last - first + 1)
         positions, delta = self._stock.compute_mrope_positions(ids, items)
         answer = copy.copy(self._pattern)
         answer.mm_items, answer.input_ids, answer.padded_input_ids = items, ids, padded
