@@ -120,6 +120,10 @@ class StarRadixCache(RadixCache):
         """Slots that the node owns."""
         return len(node.key) - self._extras[node].num_holes
 
+    def num_holes(self, node: TreeNode) -> int:
+        """Positions without a slot on the path to ``node``."""
+        return sum(self._extras[one].num_holes for one in self.path(node))
+
     def private_size(self) -> int:
         """Slots of all nodes that no more than one branch can use."""
         return self._private_size

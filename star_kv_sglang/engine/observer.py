@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.engine.accumulate import add_attention
+from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.plan import BatchPlan
 from star_kv_sglang.engine.prune import KVPools
 from star_kv_sglang.engine.ranges import stage
@@ -43,6 +45,7 @@ class Observer:
         pools: K and the side pools.
         params: The scorer's parameters.
         ops: Kernels or references.
+        faults: What fails here costs the batch its scores; the forward goes on.
         queries: Whose attention is wanted.
         norms: What is recorded of the layers' inputs.
     """
@@ -52,12 +55,14 @@ class Observer:
         pools: KVPools,
         params: ScorerParams,
         ops: Ops,
+        faults: FaultLog,
         *,
         queries: Queries = Queries.WINDOW,
         norms: Norms = Norms.INPUT,
     ) -> None:
         self.ops = ops
         self.plan: BatchPlan | None = None
+        self._faults = faults
         self._pools = pools
         self._params = params
         self._queries = queries
@@ -93,8 +98,18 @@ class Observer:
             kv_indptr: int32 [R + 1].
         """
         if self.plan is not None:
-            with stage("begin"):
+            with self._observing(self.plan), stage("begin"):
                 self._begin(self.plan, out_cache_loc, kv_indices, kv_indptr)
+
+    @contextmanager
+    def _observing(self, plan: BatchPlan) -> Iterator[None]:
+        """What fails in the block ends the observation of this forward, and not the forward."""
+        with self._faults.guard("observing a prefill", "its prompts stay unpruned"):
+            try:
+                yield
+            except Exception:
+                self.plan = plan.kv_indices = None
+                raise
 
     def _begin(
         self, plan: BatchPlan, out_cache_loc: torch.Tensor, kv_indices: torch.Tensor, kv_indptr: torch.Tensor
@@ -153,15 +168,18 @@ class Observer:
             hidden: [num_new_tokens, C], after the input norm.
         """
         if self.plan is not None and self._visual_rows is not None and self._visual_slots is not None:
-            visual = centres = None
-            if self._frame_indptr is not None:
-                with stage("frame_means"):
-                    visual = hidden[self._visual_rows]
-                    centres = self.ops.frame_means(visual, self._frame_indptr, max_rows=max(self._frame_sizes))
-            with stage("frame_norms"):
-                visual = hidden[self._visual_rows] if visual is None else visual
-                norms = self._pools.side.frame_norms[layer]
-                self.ops.frame_norms(visual, self._visual_slots, norms, centres, self._centre_ids)
+            with self._observing(self.plan):
+                self._record_norms(layer, hidden, self._visual_rows, self._visual_slots)
+
+    def _record_norms(self, layer: int, hidden: torch.Tensor, rows: Rows, slots: torch.Tensor) -> None:
+        visual = centres = None
+        if self._frame_indptr is not None:
+            with stage("frame_means"):
+                visual = hidden[rows]
+                centres = self.ops.frame_means(visual, self._frame_indptr, max_rows=max(self._frame_sizes))
+        with stage("frame_norms"):
+            visual = hidden[rows] if visual is None else visual
+            self.ops.frame_norms(visual, slots, self._pools.side.frame_norms[layer], centres, self._centre_ids)
 
     @property
     def scores(self) -> bool:
@@ -180,8 +198,14 @@ class Observer:
             log_sums: float32 [num_new_tokens, H], log2 of each query's sum of exponentials over the keys that it sees,
                 where attention has returned it.
         """
-        plan = self.plan
-        if plan is None or plan.kv_indices is None or plan.kv_indptr is None:
+        if self.plan is not None:
+            with self._observing(self.plan):
+                self._score_keys(self.plan, layer, query, sm_scale, log_sums)
+
+    def _score_keys(
+        self, plan: BatchPlan, layer: int, query: torch.Tensor, sm_scale: float, log_sums: torch.Tensor | None
+    ) -> None:
+        if plan.kv_indices is None or plan.kv_indptr is None:
             return
         attention = self._pools.side.attention
         if attention is not None:

@@ -18,7 +18,7 @@ from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.choice import Choice, choose
-from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.engine.faults import FaultLog, committing
 from star_kv_sglang.engine.frames import frames_of_request
 from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.observer import Observer, rows_of
@@ -133,7 +133,9 @@ class PolicyEngine(CacheListener):
         self._pools = KVPools(keys, values, side, per_head=policy.per_head)
         if self.ledger is not None:
             self.ledger.slot_ids = side.segment_ids
-        self.observer = Observer(self._pools, self.config.scorer, self.ops, queries=policy.queries, norms=policy.norms)
+        self.observer = Observer(
+            self._pools, self.config.scorer, self.ops, self._faults, queries=policy.queries, norms=policy.norms
+        )
         if vision is not None and self.prunes and policy.norms is not Norms.NONE:
             self.observer.watch_layers(runner.model)
         tokens = self.config.token_budget
@@ -202,9 +204,10 @@ class PolicyEngine(CacheListener):
 
     def _publish(self) -> None:
         if self._publisher is not None and self._clock is not None:
-            self._clock.collect()
-            gauges = tree_sizes(self._require_tree(), self.counters)
-            self._publisher.publish(gauges, asdict(self.counters), self._kept.take_new())
+            with self._faults.guard("publishing metrics", "they are incomplete"):
+                self._clock.collect()
+                gauges = tree_sizes(self._require_tree(), self.counters)
+                self._publisher.publish(gauges, asdict(self.counters), self._kept.take_new())
 
     # -- a prefill batch ---------------------------------------------------------------------------------------------
 
@@ -228,18 +231,22 @@ class PolicyEngine(CacheListener):
 
     def _plan_batch(self, batch: ScheduleBatch) -> BatchPlan | None:
         decoding = set(batch.decoding_reqs or ())
-        plans = []
+        plans: list[RequestPlan] = []
         # The batch's rows and lengths, not the requests' own: a request that decodes in a mixed batch may have ended
         # with the step before, and its newest token is not known yet.
         rows, ends = batch.req_pool_indices_cpu.tolist(), batch.seq_lens_cpu.tolist()
-        for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):
-            if req in decoding:
-                (num_holes,) = self._row_holes.of([row])
-                plans.append(plan_decoding(req, end, num_holes=num_holes))
-                continue
-            plans.append(self._plan(req, end - length, end))
-            self._row_holes.tell(row, end - plans[-1].layout.num_live)
-        if not any(plan.layout.frames for plan in plans):
+        for req, row in zip(batch.reqs, rows, strict=True):
+            if req not in decoding:
+                self._note_in_flight(req)
+                self._row_holes.tell(row, self._require_tree().num_holes(req.last_node))
+        with self._faults.guard("planning a prefill", "its prompts stay unpruned"):
+            for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):
+                if req in decoding:
+                    (num_holes,) = self._row_holes.of([row])
+                    plans.append(plan_decoding(req, end, num_holes=num_holes))
+                else:
+                    plans.append(self._plan(req, end - length, end))
+        if len(plans) < len(rows) or not any(plan.layout.frames for plan in plans):
             return None
         asked = any(plan.layout.window and self.policy.observes(plan.layout, plan.state) for plan in plans)
         return BatchPlan(plans, wants_queries=asked)
@@ -343,7 +350,6 @@ class PolicyEngine(CacheListener):
             self._require_tree().continue_branch(req.last_node, len(req.origin_input_ids))
 
     def _plan(self, req: Req, start: int, end: int) -> RequestPlan:
-        self._note_in_flight(req)
         frames = self.frames_of(req)
         is_last_chunk = end == len(req.full_untruncated_fill_ids)
         return plan_request(
@@ -395,20 +401,26 @@ class PolicyEngine(CacheListener):
         """The screenshots of a request; read once, as SGLang drops its inputs when it ends."""
         frames = self._frames.get(req)
         if frames is None:
-            frames = frames_of_request(req, self._merge_size)
+            frames = ()
+            with self._faults.guard("reading a request's screenshots", "it stays unpruned"):
+                frames = frames_of_request(req, self._merge_size)
             self._frames[req] = frames
         return frames
 
     def on_prompt_cached(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
         """Prune the private segments of a prompt that has just entered the tree, and tell its response about it."""
         self._prune_prompt(tree, req, has_row=has_row)
+        with self._faults.guard("telling a response what was kept", "it lacks it"):
+            self._tell(tree, req)
+        self._publish()
+
+    def _tell(self, tree: StarRadixCache, req: Req) -> None:
         if req.customized_info is None:
             req.customized_info = {}
         if META_INFO not in req.customized_info:
             use = RequestUse.of(tree, tree.path(req.last_node), len(req.origin_input_ids))
             # One entry for each output token: this one comes with the first.
             req.customized_info[META_INFO] = [asdict(use)]
-        self._publish()
 
     def _prune_prompt(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
         self._in_flight.pop(req.rid, None)
@@ -428,9 +440,11 @@ class PolicyEngine(CacheListener):
             self._note_state(tree, req, choice)
             with self._faults.guard("pruning a prompt", "it stays unpruned"):
                 self._prune(tree, req, choice, has_row=has_row)
-            with stage("register"):
+            # The ledger and the marks of slots say the same or nothing.
+            with stage("register"), committing():
                 tree.register_path(req.last_node)
-            self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
+            with self._faults.guard("counting what was kept", "its figures are incomplete"):
+                self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
             self._hold_token_budget(tuple(self._running.values()))

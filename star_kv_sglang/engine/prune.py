@@ -97,17 +97,16 @@ def prune_targets(
         The slots that were freed.
 
     Raises:
-        HalfPrunedError: The tokens were moved, but the tree does not know. Any other error has changed nothing.
+        HalfPrunedError: Tokens were moved, some or all, and the tree does not know. Any other error has changed
+            nothing.
     """
     spans = list(pairwise(accumulate((one.segment.num_live for one in targets), initial=0)))
-    ops.compact(
-        pools.table,
-        slots,
-        torch.tensor(spans, dtype=torch.int32).to(slots.device, non_blocking=True),
-        torch.tensor([one.num_keep for one in targets], dtype=torch.int32).to(slots.device, non_blocking=True),
-        kept,
-    )
+    ranges = torch.tensor(spans, dtype=torch.int32).to(slots.device, non_blocking=True)
+    quotas = torch.tensor([one.num_keep for one in targets], dtype=torch.int32).to(slots.device, non_blocking=True)
+    table = pools.table
+    # From here on tokens move: whatever fails leaves some where nobody looks for them.
     with committing():
+        ops.compact(table, slots, ranges, quotas, kept)
         return tree.punch_all([(one.node, one.segment, one.num_keep) for one in targets])
 
 

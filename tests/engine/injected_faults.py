@@ -1,7 +1,6 @@
 """An SGLang plugin for tests: its scheduler process fails where a file says, from the next call on.
 
-The file that INJECTED_FAULTS names holds one word: ``score``, ``choose``, ``prune``, ``move``, ``budget``, ``nan``, or
-nothing.
+The file that INJECTED_FAULTS names holds one word: a place of ``PLACES``, ``nan``, or nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,19 @@ from typing import Any
 import torch
 
 PLACES = {
+    "frames": ("star_kv_sglang.engine.policy", "frames_of_request"),
+    "plan": ("star_kv_sglang.engine.policy", "plan_request"),
+    "rows": ("star_kv_sglang.engine.observer", "rows_of"),
+    "norms": ("star_kv_sglang.engine.observer.Observer", "_record_norms"),
+    "queries": ("star_kv_sglang.engine.observer.Observer", "_score_keys"),
     "score": ("star_kv_sglang.engine.policy", "without_nan"),
     "choose": ("star_kv_sglang.engine.policy", "choose"),
     "prune": ("star_kv_sglang.engine.policy", "prune_path"),
     "move": ("star_kv_sglang.engine.prune", "prune_targets"),
+    "compact": ("star_kv_sglang.triton_ops.reference_ops.ReferenceOps", "compact"),
+    "register": ("star_kv_sglang.cache.radix_cache.StarRadixCache", "register_path"),
+    "count": ("star_kv_sglang.engine.stats.KeptByAge", "note"),
+    "tell": ("star_kv_sglang.engine.policy.PolicyEngine", "_tell"),
     "budget": ("star_kv_sglang.engine.tree_budget", "tree_quotas"),
 }
 
@@ -33,9 +42,10 @@ def register() -> None:
     """Wrap every place where a fault can be injected; called by SGLang in each of its processes, and in the test's."""
     if multiprocessing.parent_process() is None:
         return
-    for word, (module, name) in PLACES.items():
-        home = importlib.import_module(module)
-        setattr(home, name, failing(word, getattr(home, name)))
+    for word, (place, name) in PLACES.items():
+        home = pkgutil.resolve_name(place)
+        wrapped = failing(word, getattr(home, name))
+        setattr(home, name, staticmethod(wrapped) if word == "compact" else wrapped)
     policy = importlib.import_module("star_kv_sglang.engine.policy").PolicyEngine
     policy._observation = spoiled(policy._observation)
 

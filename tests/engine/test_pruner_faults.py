@@ -39,6 +39,11 @@ def faulty(shared: Faulty) -> Iterator[Faulty]:
 @pytest.mark.parametrize(
     ("place", "step"),
     [
+        pytest.param("frames", "reading a request's screenshots", id="while_screenshots_are_read"),
+        pytest.param("plan", "planning a prefill", id="while_planning"),
+        pytest.param("rows", "observing a prefill", id="before_the_forward"),
+        pytest.param("norms", "observing a prefill", id="in_a_layer_before_attention"),
+        pytest.param("queries", "observing a prefill", id="in_a_layer_behind_attention"),
         pytest.param("score", "scoring a batch", id="while_scoring"),
         pytest.param("choose", "scoring a batch", id="while_choosing"),
         pytest.param("prune", "pruning a prompt", id="before_pruning"),
@@ -59,7 +64,29 @@ def test_a_fault_costs_the_request_its_pruning_only(faulty: Faulty, place: str, 
     ask(faulty, turn(chat, 3))
     later = faulty.engine.stats()
     assert later["num_pruner_faults"] == after["num_pruner_faults"]
-    assert later["num_hole_tokens"] == 3 * NUM_VISUAL - 22, "the next turn prunes all that is private: a fifth stays"
+    if place == "frames":
+        expected = NUM_VISUAL - 8  # The tree knows two prompts as text: only the new screenshot is one.
+    else:
+        expected = 3 * NUM_VISUAL - 22  # The next turn prunes all that is private: a fifth stays.
+    assert later["num_hole_tokens"] == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "step", "num_times"),
+    [
+        pytest.param("count", "counting what was kept", 1, id="statistics"),
+        # Behind the prompt's prefill, and once more as the request ends without it.
+        pytest.param("tell", "telling a response what was kept", 2, id="meta_info"),
+    ],
+)
+def test_a_fault_in_what_only_tells_costs_nothing_else(faulty: Faulty, place: str, step: str, num_times: int) -> None:
+    before = faulty.engine.stats()
+    with faulty.failing(place):
+        ask(faulty, turn(Chat(), 1))
+        after = faulty.engine.stats()
+    assert after["num_pruner_faults"] - before["num_pruner_faults"] == num_times
+    assert after["num_hole_tokens"] == NUM_VISUAL - KEPT, "it is pruned as always"
+    assert faulty.num_logged(f"{step} failed") == 1, "logged once"
 
 
 def test_answers_do_not_depend_on_a_fault_before_them(faulty: Faulty) -> None:

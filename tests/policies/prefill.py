@@ -11,9 +11,11 @@ from star_kv_sglang.algorithm import FrameSpan, PromptLayout, ScorerParams, Traj
 from star_kv_sglang.cache.segments import Frame, Segment
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.choice import choose
+from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.observer import Observer
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, visual_quota
 from star_kv_sglang.engine.prune import KVPools
+from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicySettings, Queries
 from star_kv_sglang.triton_ops.dispatch import get_ops
@@ -110,7 +112,7 @@ def watched(policy: KVPolicy, run: Prefill, chunk: int | None = None) -> tuple[B
         with_attention=policy.queries is Queries.ALL,
     )
     pools = KVPools(list(keys), list(values), side, per_head=policy.per_head)
-    observer = Observer(pools, PARAMS, ops, queries=policy.queries, norms=policy.norms)
+    observer = Observer(pools, PARAMS, ops, FaultLog(PolicyCounters()), queries=policy.queries, norms=policy.norms)
     plans, first = [], 0
     if chunk is not None:
         observe(observer, BatchPlan([planned(PROMPTS[0], 0, 0, chunk)]), run, torch.arange(chunk), run.slots[:chunk])
