@@ -51,7 +51,9 @@ READS: tuple[Seam, ...] = (
     ),
     *_used("managers.schedule_batch.MultimodalInputs", "mm_items", _IMAGES),
     *_used(
-        "managers.schedule_batch.MultimodalDataItem", "offsets model_specific_data hash padding_sequence is_image", _IMAGES
+        "managers.schedule_batch.MultimodalDataItem",
+        "offsets model_specific_data hash padding_sequence is_image",
+        _IMAGES,
     ),
     *_used("managers.scheduler.Scheduler", "waiting_queue metrics_collector_context", "requests that wait; metrics"),
     *_used(

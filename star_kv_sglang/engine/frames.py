@@ -22,7 +22,8 @@ MOST_TOKENS = torch.iinfo(torch.int16).max
 def frames_of_request(req: Req, merge_size: int) -> tuple[Frame, ...]:
     """The images of a request in order of position; videos and audio count as text and are never pruned.
 
-    An image counts where the prompt's ids are the ones that SGLang writes for it. A session that went back keeps the items of what it left.
+    An image counts where the prompt's ids are the ones that SGLang writes for it: a session that went back keeps the
+    items of what it left.
 
     Args:
         req: SGLang's request with padded input ids.

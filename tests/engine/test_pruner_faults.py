@@ -64,10 +64,8 @@ def test_a_fault_costs_the_request_its_pruning_only(faulty: Faulty, place: str, 
     ask(faulty, turn(chat, 3))
     later = faulty.engine.stats()
     assert later["num_pruner_faults"] == after["num_pruner_faults"]
-    if place == "frames":
-        expected = NUM_VISUAL - 8  # The tree knows two prompts as text: only the new screenshot is one.
-    else:
-        expected = 3 * NUM_VISUAL - 22  # The next turn prunes all that is private: a fifth stays.
+    # The next turn prunes all that is private: a fifth stays. Prompts whose screenshots could not be read are text.
+    expected = NUM_VISUAL - 8 if place == "frames" else 3 * NUM_VISUAL - 22
     assert later["num_hole_tokens"] == expected
 
 
