@@ -9,6 +9,7 @@ from star_kv_sglang.cli.bench_ops import ops
 from star_kv_sglang.cli.bench_serve import serve
 from star_kv_sglang.cli.bench_tree import tree
 from star_kv_sglang.cli.bench_turn import turn
+from star_kv_sglang.cli.bench_waiting import waiting
 
 bench_app = typer.Typer(
     help="Measure time and memory. Nothing is reported whose tests are not green.",
@@ -21,3 +22,4 @@ bench_app.command("turn")(turn)
 bench_app.command("serve")(serve)
 bench_app.command("budget")(budget)
 bench_app.command("tree")(tree)
+bench_app.command("waiting")(waiting)
