@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
@@ -30,6 +29,7 @@ from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
 from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
+from star_kv_sglang.engine.waiting import WaitingPrompts
 from star_kv_sglang.metrics.clock import StageClock
 from star_kv_sglang.metrics.publisher import Publisher
 from star_kv_sglang.policies import policy_class
@@ -92,6 +92,7 @@ class PolicyEngine(CacheListener):
         self._merge_size = 1
         self._frames: WeakKeyDictionary[Req, tuple[Frame, ...]] = WeakKeyDictionary()
         self._in_flight: dict[str, Req] = {}
+        self._waiting_prompts = WaitingPrompts()
         self._continued: WeakSet[Req] = WeakSet()
         self._choices: dict[str, Choice] = {}
         self._corrupt: dict[str, tuple[HostCopy, int]] = {}
@@ -380,15 +381,7 @@ class PolicyEngine(CacheListener):
 
     def _peer_prefix_len(self, req: Req) -> int:
         """Longest prefix that the request has in common with another one that waits or is in flight."""
-        key = RadixKey(req.origin_input_ids)
-        return max(
-            (
-                key.match(RadixKey(peer.origin_input_ids))
-                for peer in self._peers()
-                if peer is not req and (peer.extra_key, peer.cache_salt) == (req.extra_key, req.cache_salt)
-            ),
-            default=0,
-        )
+        return self._waiting_prompts.shared_prefix_len(req, self._peers())
 
     def _peers(self) -> Iterable[Req]:
         yield from self._in_flight.values()
@@ -488,6 +481,8 @@ class PolicyEngine(CacheListener):
         self._running.pop(req.rid, None)
         self._choices.pop(req.rid, None)
         self._corrupt.pop(req.rid, None)
+        if not any(True for _ in self._peers()):  # nobody may ask again for long
+            self._waiting_prompts.clear()
         self._hold_token_budget(())
         self._publish()
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star_kv_sglang.bench.waiting import Prompt, compare_all
+from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.engine.policy import PolicyEngine
 from star_kv_sglang.engine.waiting import WaitingPrompts
 
 # Few tokens and short prompts: most prompts share something, many end inside of another one, some are equal or empty.
@@ -97,3 +102,29 @@ def test_memory_stays_flat_while_prompts_come_and_go() -> None:
         before = after
     assert waiting.shared_prefix_len(before, []) == 0
     assert (waiting.num_prompts, waiting.num_runs, waiting.num_tokens) == (1, 1, 10)
+
+
+@dataclass(eq=False)
+class FakeRequest(Prompt):
+    """As much of a request as the policy asks for to note that it is in flight."""
+
+    rid: str = ""
+    last_node: None = None
+    customized_info: dict[str, Any] = field(default_factory=dict)
+
+
+def test_the_policy_asks_about_what_waits_and_what_is_in_flight() -> None:
+    queued, running = (FakeRequest(array("q", [1, 2, number]), rid=str(number)) for number in (3, 4))
+    queue, policy = [queued], PolicyEngine(PolicyConfig(policy="star"))
+    policy.attach_tree(cast(Any, SimpleNamespace(continue_branch=lambda node, length: None)))
+    policy._scheduler = cast(Any, SimpleNamespace(waiting_queue=queue))
+    one = FakeRequest(array("q", [1, 2, 3, 5]), rid="one")
+    for req in (running, one):
+        policy._note_in_flight(cast(Any, req))
+    assert policy._peer_prefix_len(cast(Any, one)) == 3
+    queue.clear()
+    assert policy._peer_prefix_len(cast(Any, one)) == 2
+    policy.on_released(cast(Any, running))
+    assert policy._peer_prefix_len(cast(Any, one)) == 0
+    policy.on_released(cast(Any, one))
+    assert policy._waiting_prompts.num_prompts == 0, "an idle server remembers no prompt"

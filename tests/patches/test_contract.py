@@ -22,7 +22,6 @@ OURS = ("cache", "engine", "attention")
 # By what name our code calls an object of SGLang's, and what it is.
 OBJECTS = {
     "req": "sglang.srt.managers.schedule_batch.Req",
-    "peer": "sglang.srt.managers.schedule_batch.Req",
     "kv": "sglang.srt.managers.schedule_batch.ReqKvInfo",
     "sampling_params": "sglang.srt.sampling.sampling_params.SamplingParams",
     "batch": "sglang.srt.managers.schedule_batch.ScheduleBatch",
