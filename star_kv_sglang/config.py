@@ -25,6 +25,7 @@ OWN_KEYS = (
     "frame_split",
     "kept_before",
     "peaks",
+    "pinned_share",
     "question_share",
     "recency_weight",
     "seed",
@@ -52,6 +53,7 @@ class PolicyConfig:
             not suffice; otherwise it competes as all others do.
         recency_weight: How often a branch's scores are halved, where branches compete, for every round of the others
             in which it was silent, 0 or more.
+        pinned_share: Most of the pool that all prefixes which requests ask to keep whole may hold together, in [0, 1].
         shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
         seed: Of policies that draw.
         question_share: Share of what stays that the question chooses, in [0, 1], where a policy has two scores; None
@@ -74,6 +76,7 @@ class PolicyConfig:
     branch_floor: float = 0.0
     current_last: bool = True
     recency_weight: float = 0.0
+    pinned_share: float = 0.25
     shrink_before_evict: bool = True
     seed: int = 0
     question_share: float | None = None
@@ -108,7 +111,7 @@ class PolicyConfig:
             raise ConfigError(f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed {self.seed!r} must be a whole number, 0 or more")
-        shares = {"beside_peak": self.beside_peak}
+        shares = {"beside_peak": self.beside_peak, "pinned_share": self.pinned_share}
         if self.question_share is not None:
             shares["question_share"] = self.question_share
         for name, share in shares.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from star_kv_sglang.config import FULL, read_mapping
 from star_kv_sglang.eval.suite.prompts import PromptWriter
 from star_kv_sglang.eval.suite.served import Reply, Shown, SuiteEngine, device, engine_dtype, start_engine
 from star_kv_sglang.eval.suite.vision import SeenScreen, load_screens, see_all
@@ -74,6 +75,10 @@ def agents_on_engine(
     model: Path, trajectories: Sequence[Trajectory], seen: Path, **flags: Any
 ) -> Iterator[tuple[SuiteEngine, PromptWriter, list[Branch]]]:
     """An engine with these flags, and the agents at their beginning, while the block runs."""
+    if flags.get("kv_policy", FULL) != FULL:
+        # The last questions pin all histories, whatever the size of the pool.
+        config = {"pinned_share": 1.0, **read_mapping(flags.get("kv_policy_config", "{}"))}
+        flags["kv_policy_config"] = json.dumps(config)
     engine = SuiteEngine(start_engine(model, **flags), trajectories[0].turns[0].image_png)
     try:
         yield engine, PromptWriter(model), [Branch(one, load_screens(seen, one.id)) for one in trajectories]

@@ -62,7 +62,11 @@ class Case:
     @property
     def flags(self) -> dict[str, Any]:
         """The policy's arguments of ``sglang.Engine``."""
-        return {"kv_policy": self.policy, **({} if self.policy == FULL else {"kv_budget": self.budget})}
+        if self.policy == FULL:
+            return {"kv_policy": FULL}
+        # The branch that is profiled is pinned, whatever the size of the pool.
+        config = json.dumps({"pinned_share": 1.0})
+        return {"kv_policy": self.policy, "kv_budget": self.budget, "kv_policy_config": config}
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class StarRadixCache(RadixCache):
     ) -> None:
         self._extras: dict[TreeNode, NodeExtra] = {}
         self._private_size = 0
+        self._pinned_size = 0
         self.listener = listener or CacheListener()
         self.ledger = ledger
         super().__init__(params)
@@ -103,6 +104,7 @@ class StarRadixCache(RadixCache):
         super().reset()
         self._extras = {self.root_node: NodeExtra(start=0, labelled=True)}
         self._private_size = 0
+        self._pinned_size = 0
         if self.ledger is not None:
             self.ledger.clear()
 
@@ -127,6 +129,10 @@ class StarRadixCache(RadixCache):
     def private_size(self) -> int:
         """Slots of all nodes that no more than one branch can use."""
         return self._private_size
+
+    def pinned_size(self) -> int:
+        """Slots of all nodes that are pinned: they are shared, so that none is pruned, and go when they are evicted."""
+        return self._pinned_size
 
     def live_slots(self, node: TreeNode) -> torch.Tensor:
         """The node's slots without its holes, int64 [num_live]; no device synchronisation."""
@@ -390,11 +396,25 @@ class StarRadixCache(RadixCache):
                     return True
         return False
 
-    def pin(self, node: TreeNode) -> None:
-        """Keep the path to ``node`` whole until it is evicted."""
-        for one in self.path(node):
+    def pin(self, node: TreeNode, *, at_most: int) -> bool:
+        """Keep the path to ``node`` whole until it is evicted.
+
+        Args:
+            node: Last node of the path.
+            at_most: Slots that all pinned nodes may hold together.
+
+        Returns:
+            Whether the path is pinned; nothing has changed where it is not.
+        """
+        new = [one for one in self.path(node) if not self._extras[one].pinned]
+        size = sum(self.num_live(one) for one in new)
+        if size and self._pinned_size + size > at_most:
+            return False
+        self._pinned_size += size
+        for one in new:
             self._extras[one].pinned = True
             self._update_users(one)
+        return True
 
     def shared_until(self, node: TreeNode, peer_prefix_len: int = 0) -> int:
         """Position up to which the path to ``node`` is shared; what follows is private to the one request that locks
@@ -564,6 +584,8 @@ class StarRadixCache(RadixCache):
         self.evictable_size_ += extra.num_holes
         if not extra.shared:
             self._private_size -= len(node.key) - extra.num_holes
+        if extra.pinned:
+            self._pinned_size -= len(node.key) - extra.num_holes
         if extra.used or extra.shared:
             above = self._extras[node.parent]
             above.num_used_children -= extra.used

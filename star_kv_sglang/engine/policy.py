@@ -420,8 +420,8 @@ class PolicyEngine(CacheListener):
         # It asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks. They may come
         # one after the other, and the first would be taken for the only one.
         only_cached = req.sampling_params.max_new_tokens == 0
-        if only_cached or _custom(req, "kv_share"):
-            tree.pin(req.last_node)
+        if (only_cached or _custom(req, "kv_share")) and req.rid not in self._running:  # at its end it comes once more
+            self._pin(tree, req)
         if has_row:
             self._running[req.rid] = req
         choice = self._choices.pop(req.rid, None)
@@ -441,6 +441,19 @@ class PolicyEngine(CacheListener):
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
             self._hold_token_budget(tuple(self._running.values()))
+
+    def _pin(self, tree: StarRadixCache, req: Req) -> None:
+        """Keep the prompt's path whole, unless all that is kept so would be too much of the pool."""
+        counters, share = self.counters, self.config.pinned_share
+        if tree.pin(req.last_node, at_most=int(share * tree.token_to_kv_pool_allocator.size)):
+            counters.num_pins += 1
+            return
+        if not counters.num_refused_pins:
+            logger.warning(
+                "request %s: its prefix is pruned like any other, as what requests have asked to keep whole may hold "
+                "%g of the pool (pinned_share in --kv-policy-config). Further cases are only counted.", req.rid, share,
+            )  # fmt: skip
+        counters.num_refused_pins += 1
 
     def _note_state(self, tree: StarRadixCache, req: Req, choice: Choice) -> None:
         """Store the state that the prompt leaves behind, unless it comes from scores that are no numbers."""

@@ -34,6 +34,8 @@ class PolicyCounters:
         num_avoided_evictions: Times that it freed enough, so that no leaf was dropped.
         num_pruner_faults: Times that scoring or pruning failed with an error and did not take place.
         num_recency_fallbacks: Prompts whose scores were no numbers, so that their newest tokens were kept.
+        num_pins: Prompts whose prefix is kept whole, because they asked for it or for no token.
+        num_refused_pins: Prompts whose prefix is not, because all that is kept so would be too much of the pool.
         peak_private_tokens: Most slots that private nodes held when a forward began.
     """
 
@@ -49,6 +51,8 @@ class PolicyCounters:
     num_avoided_evictions: int = 0
     num_pruner_faults: int = 0
     num_recency_fallbacks: int = 0
+    num_pins: int = 0
+    num_refused_pins: int = 0
     peak_private_tokens: int = 0
 
 

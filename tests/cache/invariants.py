@@ -71,6 +71,7 @@ def check_private(world: TreeWorld) -> None:
         shared[node] = users[node] > 1 or tree.extra(node).pinned or any(shared[child] for child in children)
         assert (tree.extra(node).used, tree.extra(node).shared) == (users[node] > 0, shared[node])
     assert tree.private_size() == sum(tree.num_live(node) for node, is_shared in shared.items() if not is_shared)
+    assert tree.pinned_size() == sum(tree.num_live(node) for node in tree.nodes() if tree.extra(node).pinned)
     if tree.ledger is None:
         return
     ledger, marks = tree.ledger, torch.zeros_like(world.pools.side.segment_ids)  # type: ignore[arg-type]

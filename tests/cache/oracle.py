@@ -304,10 +304,16 @@ class Oracle:
         self.free |= set(holder.pages)
         del self.holders[name]
 
-    def pin(self, name: str) -> None:
-        """A request wants its path to stay whole."""
-        for cell in self.path(self.holders[name]):
+    def pin(self, name: str, at_most: int) -> bool:
+        """A request wants its path to stay whole: so it is, if all that is pinned then has few enough live slots."""
+        path = self.path(self.holders[name])
+        live = {cell for cell in self.cells() if cell.page is not None and (cell.pinned or cell in path)}
+        adds_some = any(not cell.pinned for cell in live)
+        if adds_some and len(live) * self.page_size > at_most:
+            return False
+        for cell in path:
             cell.pinned = True
+        return True
 
     def clear(self) -> None:
         """Nothing is left; only when nobody runs."""

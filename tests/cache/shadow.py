@@ -63,9 +63,10 @@ class ShadowedWorld(TreeWorld):
             self.oracle.prune(req.rid, _ranges(req), kept)
         self.oracle.finish(req.rid, is_insert=is_insert)
 
-    def pin(self, req: FakeRequest) -> None:
-        super().pin(req)
-        self.oracle.pin(req.rid)
+    def pin(self, req: FakeRequest, *, at_most: int) -> bool:
+        is_pinned = super().pin(req, at_most=at_most)
+        assert is_pinned == self.oracle.pin(req.rid, at_most), "it was pinned for one of the two only"
+        return is_pinned
 
     def prune_unheld(self, num_segments: int) -> None:
         super().prune_unheld(num_segments)

@@ -144,11 +144,33 @@ def test_what_stopped_being_shared_is_pruned_at_the_next_turn(world: TreeWorld) 
 
 def test_a_pinned_prefix_stays_whole(world: TreeWorld) -> None:
     first = run_prompt(world, prompt(1, SHOT, 2), keep=None)
-    world.tree.pin(first.last_node)
+    assert world.pin(first, at_most=32)
     history = finish(world, first)
     onward = run_prompt(world, history + prompt(OTHER_SHOT, 4))
     segments = [s for n in world.tree.path(onward.last_node) for s in world.tree.extra(n).segments]
     assert [s.sealed for s in segments] == [False, True]
+
+
+def test_a_pin_beyond_the_bound_is_refused_and_changes_nothing(world: TreeWorld) -> None:
+    first, second = run_prompt(world, prompt(1, SHOT, 2), keep=None), run_prompt(world, prompt(3, SHOT, 2), keep=None)
+    assert world.pin(first, at_most=32)
+    assert not world.pin(second, at_most=63)
+    assert world.tree.pinned_size() == 32
+    history = finish(world, second)
+    onward = run_prompt(world, history + prompt(OTHER_SHOT, 4))
+    assert [s.sealed for n in world.tree.path(onward.last_node) for s in world.tree.extra(n).segments] == [True, True]
+    assert world.pin(first, at_most=0), "what is pinned needs no more room"
+
+
+def test_an_evicted_pin_makes_room_for_the_next(world: TreeWorld) -> None:
+    first = run_prompt(world, prompt(1, SHOT, 2), keep=None)
+    assert world.pin(first, at_most=32)
+    finish(world, first)
+    world.evict(1000)
+    assert world.tree.pinned_size() == 0
+    second = run_prompt(world, prompt(3, SHOT, 2), keep=None)
+    assert world.pin(second, at_most=32)
+    check(world)
 
 
 def test_a_choice_that_has_become_stale_is_skipped(world: TreeWorld) -> None:

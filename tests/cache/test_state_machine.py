@@ -201,10 +201,10 @@ class TreeMachine(RuleBasedStateMachine):
         self.world.finish(self.world.running[which % len(self.world.running)], is_insert=False)
 
     @precondition(lambda self: self.world.running)
-    @rule(which=st.integers(0, 40))
-    def pin(self, which: int) -> None:
+    @rule(which=st.integers(0, 40), at_most=st.sampled_from([0, 64, 1000]))
+    def pin(self, which: int, at_most: int) -> None:
         """A request asks to share its path."""
-        self.world.pin(self.world.running[which % len(self.world.running)])
+        self.world.pin(self.world.running[which % len(self.world.running)], at_most=at_most)
 
     @rule(num_tokens=st.integers(1, 120))
     def evict(self, num_tokens: int) -> None:

@@ -229,9 +229,9 @@ class TreeWorld:
         """What a running request has computed goes into the tree, and its prompt is pruned when it has ended."""
         checkpoint_kv_cache(req, self.tree)  # type: ignore[arg-type]
 
-    def pin(self, req: FakeRequest) -> None:
-        """The request asks to keep its path whole."""
-        self.tree.pin(req.last_node)
+    def pin(self, req: FakeRequest, *, at_most: int) -> bool:
+        """The request asks to keep its path whole; tells whether it is."""
+        return self.tree.pin(req.last_node, at_most=at_most)
 
     def finish(self, req: FakeRequest, *, is_insert: bool) -> None:
         """The request ends; aborted ones are not inserted."""

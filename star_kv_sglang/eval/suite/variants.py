@@ -130,5 +130,6 @@ def engine_arguments(variant: Variant, trace_dir: str) -> dict[str, Any]:
     """Keyword arguments for the engine. The budget is sent with each request."""
     if not variant.prunes:
         return {"kv_policy": FULL}
-    config = {**variant.config, "trace_dir": trace_dir}
+    # Shared histories are pinned by the protocol, whatever the size of the pool.
+    config = {"pinned_share": 1.0, **variant.config, "trace_dir": trace_dir}
     return {"kv_policy": variant.policy, "kv_budget": 0.5, "kv_policy_config": json.dumps(config)}
