@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterable
 from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError
 from star_kv_sglang.patches import factories, hooks
-from star_kv_sglang.patches.manifest import FLAGS, HOOKS
+from star_kv_sglang.patches.manifest import FLAGS, HOOKS, REQUEST_HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
 
 def install_flags() -> None:
-    """Give SGLang's arguments our flags; the one thing that happens with ``--kv-policy full`` too."""
+    """Give SGLang's arguments our flags; the one thing that happens with ``--kv-policy full`` too.
+
+    Arguments that ask for a policy put the checks of requests in place, as the process that reads them answers clients.
+    """
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from star_kv_sglang.server_args import StarServerArgs
+    from star_kv_sglang.server_args import StarServerArgs, call_with_a_policy
 
+    call_with_a_policy(install_request_checks)
     HookRegistry.register(FLAGS.target, StarServerArgs, HookType.REPLACE)
     # Engine binds the class when its module is imported, before hooks apply.
     Engine.server_args_class = StarServerArgs
@@ -31,7 +36,6 @@ def activate() -> None:
     """
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
     from sglang.srt.mem_cache.registry import register_radix_cache_backend
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from star_kv_sglang import compat
     from star_kv_sglang.server_args import RADIX_CACHE_BACKEND
@@ -40,17 +44,30 @@ def activate() -> None:
     register_radix_cache_backend(RADIX_CACHE_BACKEND, factories.build_tree)
     ATTENTION_BACKENDS["torch_native"] = factories.build_torch_native
     ATTENTION_BACKENDS["flashinfer"] = factories.build_flashinfer
-    kinds = {SeamKind.AROUND: HookType.AROUND, SeamKind.AFTER: HookType.AFTER}
-    for seam in HOOKS:
-        HookRegistry.register(seam.target, _hook_of(seam), kinds[seam.kind])
+    _register(HOOKS)
 
 
-def active_hooks() -> list[str]:
-    """Targets of our policy hooks that are in place in this process."""
-    return [seam.target for seam in HOOKS if _is_wrapped(pkgutil.resolve_name(seam.target), seam)]
+def install_request_checks() -> None:
+    """Put the checks of requests in place in the process that answers clients; once is enough.
+
+    Raises:
+        SeamMovedError: SGLang did not take one.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if not active_hooks(REQUEST_HOOKS):
+        _register(REQUEST_HOOKS)
+        # This process has loaded its plugins, and SGLang applies hooks only then.
+        HookRegistry.apply_hooks()
+    verify_active(REQUEST_HOOKS)
 
 
-def verify_active() -> None:
+def active_hooks(seams: Iterable[Seam] = HOOKS) -> list[str]:
+    """Targets of our hooks that are in place in this process."""
+    return [seam.target for seam in seams if _is_wrapped(pkgutil.resolve_name(seam.target), seam)]
+
+
+def verify_active(seams: Iterable[Seam] = HOOKS) -> None:
     """Make sure that every hook is in place: SGLang logs and skips what fails.
 
     Raises:
@@ -58,9 +75,18 @@ def verify_active() -> None:
     """
     from star_kv_sglang.compat import SUPPORTED_SGLANG
 
-    missing = sorted({seam.target for seam in HOOKS} - set(active_hooks()))
+    seams = tuple(seams)
+    missing = sorted({seam.target for seam in seams} - set(active_hooks(seams)))
     if missing:
         raise SeamMovedError([f"hook on {target} was not applied" for target in missing], SUPPORTED_SGLANG)
+
+
+def _register(seams: Iterable[Seam]) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    kinds = {SeamKind.AROUND: HookType.AROUND, SeamKind.AFTER: HookType.AFTER}
+    for seam in seams:
+        HookRegistry.register(seam.target, _hook_of(seam), kinds[seam.kind])
 
 
 def _is_wrapped(function: Any, seam: Seam) -> bool:

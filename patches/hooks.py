@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from star_kv_sglang.engine import runtime
+from star_kv_sglang.engine import request_params, runtime
+from star_kv_sglang.errors import ConfigError
 
 if TYPE_CHECKING:
     from sglang.srt.beam_search.coordinator import BeamCoordinator
+    from sglang.srt.entrypoints.openai.protocol import OpenAIServingRequest
+    from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
     from sglang.srt.managers.io_struct import GetInternalStateReqOutput
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
@@ -93,3 +96,36 @@ def around_validate_and_init(
     if runtime.policy().prunes:
         return "Beam search (beam_width above 1) is not supported with a --kv-policy that prunes; use n instead."
     return original(coordinator, req, *args)
+
+
+def after_validate_dllm_request(result: str | None, scheduler: Scheduler, req: Req) -> str | None:
+    """Refuse a request whose wishes are wrong and that came past the checks of the HTTP API."""
+    del scheduler
+    return result or runtime.policy().error_of(req)
+
+
+def after_generate_contract_error(result: str | None, body: Any) -> str | None:
+    """Tell the client of ``/generate`` what is wrong with its kv_* keys; SGLang knows no better place for them."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    if isinstance(body, dict):
+        try:
+            request_params.check_native_body(body, known=GenerateReqInput.__dataclass_fields__)
+        except ConfigError as error:
+            return str(error)
+    return result
+
+
+async def around_handle_request(
+    original: Callable[..., Any], serving: OpenAIServingBase, request: OpenAIServingRequest, raw_request: Any
+) -> Any:
+    """Tell the client of an OpenAI endpoint what is wrong with its kv_* keys, before SGLang answers."""
+    fields = type(request).model_fields
+    if "custom_params" in fields:
+        # FastAPI has decoded it before. Requests by gRPC have no body of their own: they are checked when scheduled.
+        body = await raw_request.json() if hasattr(raw_request, "json") else {}
+        try:
+            request_params.check_openai_body(body, known=fields)
+        except ConfigError as error:
+            return serving.create_error_response(str(error))
+    return await original(serving, request, raw_request)

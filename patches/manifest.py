@@ -84,7 +84,38 @@ HOOKS = (
         remove_when="the holes of copied rows are known",
         hook="around_validate_and_init",
     ),
+    Seam(
+        target="sglang.srt.dllm.mixin.scheduler.SchedulerDllmMixin.validate_dllm_request",
+        kind=SeamKind.AFTER,
+        signature="(self, req)",
+        why="asked of every request before it is queued: no wrong kv_* key comes further, whatever way it came in",
+        upstream="srt/dllm/mixin/scheduler.py",
+        remove_when="plugins can check requests",
+        hook="after_validate_dllm_request",
+    ),
 )
+
+REQUEST_HOOKS = (
+    Seam(
+        target="sglang.srt.entrypoints.api_contract.generate_contract_error",
+        kind=SeamKind.AFTER,
+        signature="(body)",
+        why="what is wrong with a request's kv_* keys is its client's 400, before a stream has begun",
+        upstream="srt/entrypoints/api_contract.py",
+        remove_when="plugins can check requests",
+        hook="after_generate_contract_error",
+    ),
+    Seam(
+        target="sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase.handle_request",
+        kind=SeamKind.AROUND,
+        signature="(self, request, raw_request)",
+        why="what is wrong with a request's kv_* keys is its client's 400; its model drops keys that it does not know",
+        upstream="srt/entrypoints/openai/serving_base.py",
+        remove_when="plugins can check requests",
+        hook="around_handle_request",
+    ),
+)
+"""Hooks of the process that answers clients; put in place when its arguments ask for a policy."""
 
 _TREE = "sglang.srt.mem_cache.radix_cache.RadixCache"
 _TREE_WHY = "sizes are counted in live slots, and sealed segments are never split"
@@ -239,7 +270,7 @@ EXTENSION_POINTS = (
     ),
 )
 
-ALL = (FLAGS, *HOOKS, *EXTENSION_POINTS, *READS)
+ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *EXTENSION_POINTS, *READS)
 
 
 def flags(fields: Iterable[str]) -> tuple[Seam, ...]:

@@ -31,6 +31,7 @@ _TREES = "the tree's nodes, sizes and locks, counted in live slots"
 _IMAGES = "where a prompt's screenshots lie"
 _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
+_CLIENTS = "a client's mistake is the client's 400"
 _START = "arguments, and what SGLang makes of them"
 _ENDS = "where a prompt enters the tree and a request ends"
 
@@ -63,6 +64,16 @@ READS: tuple[Seam, ...] = (
     ),
     *_used("observability.metrics_collector.SchedulerMetricsCollector", "labels", "labels of the metrics"),
     *_used("managers.io_struct.GetInternalStateReqOutput", "internal_state", "the report in /server_info"),
+    # what clients send
+    *_used("managers.io_struct", "GenerateReqInput", _CLIENTS),
+    *_used("entrypoints.openai.protocol.ChatCompletionRequest", "custom_params", _CLIENTS),
+    *_used("entrypoints.openai.protocol.CompletionRequest", "custom_params", _CLIENTS),
+    *_used("entrypoints.http_server", "generate_contract_error", "the route of /generate calls it by this name"),
+    _called(
+        "entrypoints.openai.serving_base.OpenAIServingBase.create_error_response",
+        "(self, message, err_type='BadRequestError', status_code=400, param=None)",
+        _CLIENTS,
+    ),
     _called("mem_cache.common.checkpoint_kv_cache", "(req, tree_cache)", _ENDS),
     _called("mem_cache.common.release_kv_cache", "(req, tree_cache, *, checkpoint)", _ENDS),
     # the tree
@@ -151,7 +162,7 @@ READS: tuple[Seam, ...] = (
         SeamKind.CALL, None, "the log-sum-exp of every query of a prefill", "prefill.py", _NEVER,
     ),
     # the start
-    *_used("plugins.hook_registry.HookRegistry", "register", _START, SeamKind.CALL),
+    *_used("plugins.hook_registry.HookRegistry", "register apply_hooks", _START, SeamKind.CALL),
     *_used("plugins.hook_registry.HookType", "AROUND AFTER REPLACE", _START),
     *_used("arg_groups.arg_utils.Arg", "help choices", _START),
     _called("arg_groups.overrides.declare_resolution", "(server_args, source, **fields)", _START),

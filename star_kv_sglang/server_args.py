@@ -36,6 +36,14 @@ def inherited_config() -> PolicyConfig | None:
     return _inherited
 
 
+_with_a_policy: list[Callable[[], None]] = []
+
+
+def call_with_a_policy(call: Callable[[], None]) -> None:
+    """Call this whenever arguments of this process have been resolved that ask for a policy."""
+    _with_a_policy.append(call)
+
+
 class StarServerArgs(ServerArgs):
     """ServerArgs plus ``--kv-policy`` and its companions."""
 
@@ -80,7 +88,7 @@ class StarServerArgs(ServerArgs):
         Raises:
             ConfigError: One of our values is invalid (before anything is loaded).
             UnsupportedSetupError: The set-up cannot run with a policy; all reasons at once, before weights load.
-            SeamMovedError: SGLang is not the version that the policy extends.
+            SeamMovedError: SGLang is not the version that the policy extends, or has not taken a hook.
         """
         if getattr(self, "_resolution_finished", False):
             return
@@ -96,6 +104,8 @@ class StarServerArgs(ServerArgs):
             reasons = compat.reasons_after_resolution(self)
             if reasons:
                 raise UnsupportedSetupError(reasons)
+            for call in _with_a_policy:
+                call()
 
     def _choose_backends(self) -> None:
         """Select our tree, and an attention backend that understands holes where SGLang would choose another."""

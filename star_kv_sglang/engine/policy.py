@@ -24,12 +24,14 @@ from star_kv_sglang.engine.observer import Observer, rows_of
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
 from star_kv_sglang.engine.prune import KVPools, prune_path
 from star_kv_sglang.engine.ranges import measure_with, profiled, stage
+from star_kv_sglang.engine.request_params import RequestParams
 from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
 from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
 from star_kv_sglang.engine.waiting import WaitingPrompts
+from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.metrics.clock import StageClock
 from star_kv_sglang.metrics.publisher import Publisher
 from star_kv_sglang.policies import policy_class
@@ -366,18 +368,18 @@ class PolicyEngine(CacheListener):
             queries=self.policy.queries,
         )
 
+    def error_of(self, req: Req) -> str | None:
+        """What is wrong with what a request says of itself, for its client; None where nothing is."""
+        try:
+            _wishes(req)
+        except ConfigError as error:
+            return str(error)
+        return None
+
     def budget_of(self, req: Req) -> float:
         """Share of a request's private visual tokens that stay: its own ``kv_budget``, or the server's."""
-        wanted = _custom(req, "kv_budget")
-        if wanted is None:
-            return self.config.budget
-        if isinstance(wanted, bool) or not isinstance(wanted, (int, float)) or not 0 < wanted <= 1:
-            logger.error(
-                "request %s: kv_budget %r in custom_params must be a number in (0, 1]; the server's %g is used",
-                req.rid, wanted, self.config.budget,
-            )  # fmt: skip
-            return self.config.budget
-        return float(wanted)
+        wanted = _wishes(req).budget
+        return self.config.budget if wanted is None else wanted
 
     def _peer_prefix_len(self, req: Req) -> int:
         """Longest prefix that the request has in common with another one that waits or is in flight."""
@@ -420,7 +422,7 @@ class PolicyEngine(CacheListener):
         # It asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks. They may come
         # one after the other, and the first would be taken for the only one.
         only_cached = req.sampling_params.max_new_tokens == 0
-        if (only_cached or _custom(req, "kv_share")) and req.rid not in self._running:  # at its end it comes once more
+        if (only_cached or _wishes(req).share) and req.rid not in self._running:  # at its end it comes once more
             self._pin(tree, req)
         if has_row:
             self._running[req.rid] = req
@@ -482,7 +484,7 @@ class PolicyEngine(CacheListener):
                 self._row_holes.add(req.kv.req_pool_idx, pruned.num_freed)
             self.counters.num_prunes += 1
             self.counters.num_pruned_tokens += pruned.num_freed
-        if self._trace is not None and _custom(req, "kv_trace") is not False:
+        if self._trace is not None and _wishes(req).trace:
             side = self._require_pools().side
             with self._faults.guard("writing a trace", "it is incomplete"):
                 for segment, slots in pruned.segments:
@@ -558,7 +560,6 @@ class PolicyEngine(CacheListener):
         return self._pools
 
 
-def _custom(req: Req, name: str) -> Any:
-    """What a request says of itself in its ``custom_params``; None where it does not."""
-    custom = req.sampling_params.custom_params
-    return custom.get(name) if isinstance(custom, dict) else None
+def _wishes(req: Req) -> RequestParams:
+    """What a request says of itself; whoever says something wrong was refused before it was queued."""
+    return RequestParams.of(req.sampling_params.custom_params)

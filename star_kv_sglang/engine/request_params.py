@@ -1,0 +1,132 @@
+"""What a request may say about its KV cache: read, checked, and told to the client when it is wrong.
+
+The same record serves the process that answers clients and the one that schedules. Keys that do not begin with ``kv_``
+belong to SGLang or to other plugins and are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from star_kv_sglang.errors import ConfigError
+
+PREFIX = "kv_"
+CUSTOM = "custom_params"
+SAMPLING = "sampling_params"
+IN_OPENAI_BODY = f'"{CUSTOM}": {{{{"{{key}}": ...}}}} at the top level of the body'
+IN_NATIVE_BODY = f'"{SAMPLING}": {{{{"{CUSTOM}": {{{{"{{key}}": ...}}}}}}}}'
+
+
+@dataclass(frozen=True)
+class RequestParams:
+    """A request's own wishes, from its ``custom_params``.
+
+    Attributes:
+        share: Others will use the prompt: keep its prefix whole (``kv_share``).
+        budget: Share of its private visual tokens that stay, in (0, 1] (``kv_budget``); None for the server's.
+        trace: Its prunes are written to ``trace_dir``, where the server has one (``kv_trace``).
+    """
+
+    share: bool = False
+    budget: float | None = None
+    trace: bool = True
+
+    @classmethod
+    def of(cls, custom_params: Any) -> RequestParams:
+        """Read and check a request's ``custom_params``; a key that is null counts as not given.
+
+        Raises:
+            ConfigError: A value is wrong, or a key that begins with ``kv_`` is unknown.
+        """
+        if custom_params is None:
+            return cls()
+        if not isinstance(custom_params, Mapping):
+            raise ConfigError(f"{CUSTOM} {custom_params!r} must be an object, such as {{{_EXAMPLES}}}")
+        given = {key: value for key, value in _ours(custom_params).items() if value is not None}
+        for key, value in given.items():
+            _check(key, value)
+        budget = given.get("kv_budget")
+        return cls(
+            share=given.get("kv_share", cls.share),
+            budget=None if budget is None else float(budget),
+            trace=given.get("kv_trace", cls.trace),
+        )
+
+
+def check_openai_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Check the body of a request of the OpenAI API.
+
+    Args:
+        body: The JSON object.
+        known: Keys that SGLang itself knows at its top level.
+
+    Raises:
+        ConfigError: A value is wrong, a key is unknown, or in a place where nobody reads it.
+    """
+    sampling = _mapping(body.get(SAMPLING))
+    _refuse_misplaced(set(_ours(body)) - set(known), "at the top level", IN_OPENAI_BODY)
+    _refuse_misplaced(_ours(sampling), f'in "{SAMPLING}"', IN_OPENAI_BODY)
+    _refuse_misplaced(_ours(_mapping(sampling.get(CUSTOM))), f'in "{CUSTOM}" of "{SAMPLING}"', IN_OPENAI_BODY)
+    RequestParams.of(body.get(CUSTOM))
+
+
+def check_native_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Check the body of a request to ``/generate``. Arguments and errors as in :func:`check_openai_body`."""
+    _refuse_misplaced(set(_ours(body)) - set(known), "at the top level", IN_NATIVE_BODY)
+    _refuse_misplaced(_ours(_mapping(body.get(CUSTOM))), f'in "{CUSTOM}" at the top level', IN_NATIVE_BODY)
+    given = body.get(SAMPLING)
+    for one in given if isinstance(given, list) else [given]:
+        sampling = _mapping(one)
+        _refuse_misplaced(_ours(sampling), f'in "{SAMPLING}"', IN_NATIVE_BODY)
+        RequestParams.of(sampling.get(CUSTOM))
+
+
+def _ours(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if isinstance(name, str) and name.startswith(PREFIX)}
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    """Other values are refused elsewhere, or nobody reads them."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _refuse_misplaced(keys: Iterable[str], place: str, right: str) -> None:
+    for key in sorted(keys):
+        _refuse_unknown(key)
+        raise ConfigError(f"{key} {place} is read by nobody; put it into {right.format(key=key)}")
+
+
+def _check(key: str, value: Any) -> None:
+    _refuse_unknown(key)
+    is_valid, wanted = _KEYS[key]
+    if not is_valid(value):
+        raise ConfigError(f"{key} {value!r} in {CUSTOM} must be {wanted}")
+
+
+def _refuse_unknown(key: str) -> None:
+    if key not in _KEYS:
+        close = get_close_matches(key, _KEYS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{key} is not known; {CUSTOM} takes {', '.join(_KEYS)}{hint}")
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+
+
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "kv_share": (_is_bool, "true or false: whether others will use this prompt, so that its prefix stays whole"),
+    "kv_budget": (
+        _is_share,
+        "a number in (0, 1]: the share of the private screenshot tokens that stay; leave it out for the server's",
+    ),
+    "kv_trace": (_is_bool, "true or false: whether what is pruned of this prompt is written to trace_dir"),
+}
+_EXAMPLES = '"kv_share": true, "kv_budget": 0.1'
