@@ -45,3 +45,32 @@ def test_what_is_not_broken_goes_on() -> None:
     answer = load_plugins("")
     assert answer.returncode == 0, answer.stderr
     assert "went on" in answer.stdout
+
+
+_CHECKS = """
+from sglang.srt.plugins import load_plugins
+from sglang.srt.plugins.hook_registry import HookRegistry
+from star_kv_sglang.patches import activate, manifest
+load_plugins()
+assert activate.active_hooks(manifest.REQUEST_HOOKS) == [], "nobody has asked for a policy"
+{fault}
+activate.install_request_checks()
+activate.install_request_checks()
+print(len(activate.active_hooks(manifest.REQUEST_HOOKS)), "checks")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["", "HookRegistry.apply_hooks = lambda: None"], ids=["works", "skipped_by_sglang"])
+def test_checks_of_requests_are_in_place_or_the_process_stops(fault: str) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", _CHECKS.format(fault=fault)],
+        env={**cpu_mode.cpu_environment(os.environ), "SGLANG_PLUGINS": "star_kv"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if not fault:
+        assert answer.stdout.endswith("2 checks\n"), answer.stderr
+        return
+    assert answer.returncode == 1
+    assert "SeamMovedError" in answer.stderr
+    assert "OpenAIServingBase.handle_request was not applied" in answer.stderr
