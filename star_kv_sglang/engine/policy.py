@@ -496,7 +496,7 @@ class PolicyEngine(CacheListener):
         self._running.pop(req.rid, None)
         self._choices.pop(req.rid, None)
         self._corrupt.pop(req.rid, None)
-        if not any(True for _ in self._peers()):  # nobody may ask again for long
+        if next(iter(self._peers()), None) is None:  # Nobody may ask again for long.
             self._waiting_prompts.clear()
         self._hold_token_budget(())
         self._publish()

@@ -119,7 +119,7 @@ MACHINES = pytest.mark.parametrize("machine", [BudgetMachine, PagedBudgetMachine
 @MACHINES
 def test_random_histories(machine: type[BudgetMachine]) -> None:
     """The same histories every time."""
-    run_histories(machine, least_steps=2_000, max_examples=32, stateful_step_count=50, derandomize=True)
+    run_histories(machine, least_steps=2_000, max_examples=36, stateful_step_count=50, derandomize=True)
 
 
 @pytest.mark.parametrize("policy", ["priority", "lru"])
