@@ -16,8 +16,8 @@ from star_kv_sglang.errors import ConfigError
 PREFIX = "kv_"
 CUSTOM = "custom_params"
 SAMPLING = "sampling_params"
-IN_OPENAI_BODY = f'"{CUSTOM}": {{{{"{{key}}": ...}}}} at the top level of the body'
-IN_NATIVE_BODY = f'"{SAMPLING}": {{{{"{CUSTOM}": {{{{"{{key}}": ...}}}}}}}}'
+IN_OPENAI_BODY = '"custom_params": {"KEY": ...} at the top level of the body'
+IN_NATIVE_BODY = '"sampling_params": {"custom_params": {"KEY": ...}}'
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 def _refuse_misplaced(keys: Iterable[str], place: str, right: str) -> None:
     for key in sorted(keys):
         _refuse_unknown(key)
-        raise ConfigError(f"{key} {place} is read by nobody; put it into {right.format(key=key)}")
+        raise ConfigError(f"{key} {place} is read by nobody; put it into {right.replace('KEY', key)}")
 
 
 def _check(key: str, value: Any) -> None:
