@@ -19,15 +19,15 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from star_kv_sglang.cli.rollout import comparison_table, run_with_progress
 from star_kv_sglang.errors import StarKVError
-from star_kv_sglang.report.kept import LEGEND, draw_kept
-from star_kv_sglang.report.page import Picture, render_page
-from star_kv_sglang.report.trace import PruneTrace, TraceError, last_traces
-from star_kv_sglang.rollout.runner import Rollout
-from star_kv_sglang.rollout.server import serving
-from star_kv_sglang.rollout.summary import Summary, compare
-from star_kv_sglang.rollout.trajectory import Trajectory, save_trajectories
+from star_kv_sglang.tools.cli.rollout import comparison_table, run_with_progress
+from star_kv_sglang.tools.report.kept import LEGEND, draw_kept
+from star_kv_sglang.tools.report.page import Picture, render_page
+from star_kv_sglang.tools.report.trace import PruneTrace, TraceError, last_traces
+from star_kv_sglang.tools.rollout.runner import Rollout
+from star_kv_sglang.tools.rollout.server import serving
+from star_kv_sglang.tools.rollout.summary import Summary, compare
+from star_kv_sglang.tools.rollout.trajectory import Trajectory, save_trajectories
 from tinygui.trajectories import branching
 
 MODEL = Path(__file__).parent / "tinygui" / "model"

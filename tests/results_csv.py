@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.bench.serve.machine import describe
+from star_kv_sglang.tools.bench.serve.machine import describe
 
 
 class ResultsCsv:

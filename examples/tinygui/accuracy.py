@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessor
 
-from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.trajectory import Question, Trajectory, Turn, load_trajectories
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.trajectory import Question, Trajectory, Turn, load_trajectories
 from tinygui.trajectories import generate
 from tinygui.worlds import PANELS, WORLDS
 

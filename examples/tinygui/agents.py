@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from star_kv_sglang.config import FULL, read_mapping
-from star_kv_sglang.eval.suite.prompts import PromptWriter
-from star_kv_sglang.eval.suite.served import Reply, Shown, SuiteEngine, device, engine_dtype, start_engine
-from star_kv_sglang.eval.suite.vision import SeenScreen, load_screens, see_all
-from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.trajectory import Question, Trajectory
+from star_kv_sglang.tools.eval.suite.prompts import PromptWriter
+from star_kv_sglang.tools.eval.suite.served import Reply, Shown, SuiteEngine, device, engine_dtype, start_engine
+from star_kv_sglang.tools.eval.suite.vision import SeenScreen, load_screens, see_all
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.trajectory import Question, Trajectory
 from tinygui.recall import recall_case
 from tinygui.trajectories import build
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.eval.suite.served import empty_cache
-from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.trajectory import Question
+from star_kv_sglang.tools.eval.suite.served import empty_cache
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.trajectory import Question
 from tinygui.accuracy import MODEL
 from tinygui.recall import RecallCase, chat_messages, recall_cases
 from tinygui.worlds import PANELS, WORLDS

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from star_kv_sglang.rollout.trajectory import Question
+from star_kv_sglang.tools.rollout.trajectory import Question
 from tinygui.accuracy import MODEL
 from tinygui.frame_scores import SCORES, FrameView, Score
 from tinygui.recall import Packed, RecallModel, recall_cases

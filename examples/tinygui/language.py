@@ -6,7 +6,7 @@
 ``read x12 y20 here``       ``red K``: what stands at that point
 ==========================  ==========================================================================
 
-Replies are scored by `star_kv_sglang.rollout.scoring.is_correct`.
+Replies are scored by `star_kv_sglang.tools.rollout.scoring.is_correct`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from star_kv_sglang.rollout.scoring import CELL
-from star_kv_sglang.rollout.trajectory import Box, Question
+from star_kv_sglang.tools.rollout.scoring import CELL
+from star_kv_sglang.tools.rollout.trajectory import Box, Question
 from tinygui.world import Labelled, Shown
 
 LAST_STEP = 12

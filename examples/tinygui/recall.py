@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessor
 
-from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.trajectory import Question
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.trajectory import Question
 from tinygui.accuracy import MODEL
 from tinygui.language import LAST_STEP, ask, possible_questions, step_name
 from tinygui.world import Shown

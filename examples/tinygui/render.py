@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from star_kv_sglang.rollout.trajectory import Box
+from star_kv_sglang.tools.rollout.trajectory import Box
 from tinygui.glyphs import CELL_SIZE, glyph
 from tinygui.world import Rgb, Screen, Widget
 

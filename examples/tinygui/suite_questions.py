@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 
-from star_kv_sglang.rollout.trajectory import Question, Trajectory, save_trajectories
+from star_kv_sglang.tools.rollout.trajectory import Question, Trajectory, save_trajectories
 from tinygui.language import LAST_STEP, LONGEST_RECALL, possible_questions
 from tinygui.trajectories import build
 from tinygui.world import Shown

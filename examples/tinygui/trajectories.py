@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, Turn, save_trajectories
+from star_kv_sglang.tools.rollout.trajectory import LabelledBox, Question, Trajectory, Turn, save_trajectories
 from tinygui.language import DEFAULT_MIX, LAST_STEP, QuestionMix, ask, step_name
 from tinygui.world import Shown
 from tinygui.worlds import PANELS, WORLDS, World

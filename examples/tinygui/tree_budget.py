@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from star_kv_sglang.rollout.trajectory import Trajectory
+from star_kv_sglang.tools.rollout.trajectory import Trajectory
 from tinygui.accuracy import MODEL
 from tinygui.agents import agents_on_engine, make_trajectories, play_histories, recall, seen_by, tell
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from star_kv_sglang.rollout.trajectory import Box
+from star_kv_sglang.tools.rollout.trajectory import Box
 
 COLOURS = ("red", "blue", "green", "orange", "purple", "gray", "teal", "pink")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import typer
 from packaging.requirements import Requirement
-from rich.console import Console
-from rich.table import Table
 
 from star_kv_sglang import __version__, compat, cpu_mode
 from star_kv_sglang.cpu_mode import CpuModeError
@@ -126,43 +124,42 @@ CHECKS: Final[tuple[Callable[[], Check], ...]] = (
 )
 
 
-def compare(folder: Path) -> None:
+def compare(folder: Path) -> int:
     """Print each place that the policy extends or reads and that the SGLang in a folder does not have as expected."""
     from star_kv_sglang.patches.contract import SourceTree
 
-    if not (folder / "srt").is_dir():
-        raise typer.BadParameter(f"{folder} has no folder srt: name SGLang's package, such as site-packages/sglang")
     problems = compat.seam_problems(folder)
     version = SourceTree({"sglang": folder}).version("sglang")
     supported = ", ".join(compat.SUPPORTED_SGLANG)
-    typer.echo(f"SGLang {version} in {folder}: {len(problems)} differences from {supported}")
+    sys.stdout.write(f"SGLang {version} in {folder}: {len(problems)} differences from {supported}\n")
     for problem in problems:
-        typer.echo(f"  - {problem}")
-    if problems:
-        raise typer.Exit(1)
+        sys.stdout.write(f"  - {problem}\n")
+    return 1 if problems else 0
 
 
-def doctor(
-    sglang: Annotated[
-        Path | None,
-        typer.Option(
-            help="Compare another SGLang instead: the folder of its package, such as an unpacked wheel's sglang/. "
-            "Its source is read and nothing of it is imported.",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
-) -> None:
-    """Check Python, SGLang, its libraries, the plugin, the device and the hooks. Exit status 1: something is wrong."""
-    if sglang is not None:
-        compare(sglang)
-        return
+def run(argv: Sequence[str]) -> int:
+    """Print a line for each check. Exit status 1: something is wrong."""
+    parser = argparse.ArgumentParser(
+        "star-kv doctor",
+        description="Check Python, SGLang, its libraries, the plugin, the device and the hooks. Exit status 1: "
+        "something is wrong.",
+    )
+    parser.add_argument(
+        "--sglang",
+        type=Path,
+        metavar="FOLDER",
+        help="compare another SGLang instead: the folder of its package, such as an unpacked wheel's sglang/. Its "
+        "source is read and nothing of it is imported",
+    )
+    folder: Path | None = parser.parse_args(argv).sglang
+    if folder is not None:
+        if not (folder / "srt").is_dir():
+            parser.error(f"{folder} has no folder srt: name SGLang's package, such as site-packages/sglang")
+        return compare(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checks = [check() for check in CHECKS]
-    table = Table("", "What", "Found", title="star-kv doctor", title_justify="left")
     for check in checks:
-        table.add_row("[green]ok[/]" if check.ok else "[red]wrong[/]", check.name, check.detail)
-    Console(soft_wrap=False).print(table, highlight=False)
-    if not all(check.ok for check in checks):
-        raise typer.Exit(1)
+        detail = check.detail.replace("\n", "\n" + " " * 18)
+        sys.stdout.write(f"{'ok' if check.ok else 'wrong':<7}{check.name:<11}{detail}\n")
+    return 0 if all(check.ok for check in checks) else 1

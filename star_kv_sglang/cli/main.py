@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import typer
-from rich.console import Console
+from typing import Final, cast
 
 from star_kv_sglang import __version__
 from star_kv_sglang.errors import StarKVError
@@ -17,83 +15,90 @@ from star_kv_sglang.errors import StarKVError
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A subcommand and where it lives.
+    """A word after `star-kv`.
 
     Attributes:
-        name: word after `star-kv`; its module is `star_kv_sglang.cli.<name>`.
-        target: what the module calls it: a function with typer's annotations, or a `typer.Typer`.
+        name: the word.
         summary: its line in `star-kv --help`.
+        is_tool: whether it comes with the extra `tools`. A subcommand of the product is `run(argv) -> int` in
+            `star_kv_sglang.cli.<name>`.
     """
 
     name: str
-    target: str
     summary: str
-
-    @property
-    def module(self) -> str:
-        return f"star_kv_sglang.cli.{self.name}"
+    is_tool: bool
 
 
 SUBCOMMANDS: Final = (
-    Subcommand(
-        "serve", "serve_app", "Start SGLang's server, with or without a GPU; takes every flag of `sglang serve`."
-    ),
-    Subcommand("rollout", "rollout", "Run branches of a GUI agent on a server: tokens in the pool, accuracy, time."),
-    Subcommand("eval", "eval_app", "Measure accuracy under a policy and a budget."),
-    Subcommand("bench", "bench_app", "Measure time and memory."),
-    Subcommand("view", "view", "Draw the tokens that a policy kept on their screenshots."),
-    Subcommand("replay", "replay", "Drive the production scorer with a recorded file and compare with its results."),
-    Subcommand("doctor", "doctor", "Check Python, SGLang, the plugin, the device and the hooks."),
+    Subcommand("serve", "Start SGLang's server, with or without a GPU; takes every flag of sglang serve.", False),
+    Subcommand("doctor", "Check Python, SGLang, the plugin, the device and the hooks.", False),
+    Subcommand("rollout", "Run branches of a GUI agent on a server: tokens in the pool, accuracy, time.", True),
+    Subcommand("eval", "Measure accuracy under a policy and a budget.", True),
+    Subcommand("bench", "Measure time and memory.", True),
+    Subcommand("view", "Draw the tokens that a policy kept on their screenshots.", True),
+    Subcommand("replay", "Drive the production scorer with a recorded file and compare with its results.", True),
 )
-
-# The subcommand parses its own words, `--help` included.
-_FORWARD: Final = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-app = typer.Typer(
-    help="STaR-KV as a KV-cache policy of SGLang.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+INSTALL_TOOLS: Final = "pip install 'star-kv-sglang[tools]'"
+# The one door from the product to the tools, opened by name: the product runs without them.
+_TOOLS: Final = "star_kv_sglang.tools.cli.run"
+# What the extra brings, by import name.
+_TOOL_LIBRARIES: Final = ("typer", "rich", "httpx", "jinja2", "PIL")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"star-kv-sglang {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
-) -> None:
-    pass
-
-
-def _run(subcommand: Subcommand, argv: list[str]) -> None:
-    """Import a subcommand and hand it its words. An error of this package ends it with one message and status 2."""
-    target = getattr(importlib.import_module(subcommand.module), subcommand.target)
-    sub_app = target
-    if not isinstance(target, typer.Typer):
-        sub_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        sub_app.command()(target)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `star-kv`; `argv` are the words after it, those of this process by default. Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        sys.stdout.write(f"star-kv-sglang {__version__}\n")
+        return 0
+    named = [subcommand for subcommand in SUBCOMMANDS if subcommand.name == words[0]]
+    if not named:
+        names = ", ".join(subcommand.name for subcommand in SUBCOMMANDS)
+        return _refuse(f"star-kv has no command {words[0]!r}; its commands are {names}")
     try:
-        sub_app(args=argv, prog_name=f"star-kv {subcommand.name}")
+        return _run(named[0], words[1:])
     except StarKVError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        return _refuse(str(error))
 
 
-def _register(subcommand: Subcommand) -> None:
-    @app.command(subcommand.name, help=subcommand.summary, context_settings=_FORWARD)
-    def forward(context: typer.Context) -> None:
-        _run(subcommand, context.args)
+def _run(subcommand: Subcommand, argv: list[str]) -> int:
+    if not subcommand.is_tool:
+        module = importlib.import_module(f"star_kv_sglang.cli.{subcommand.name}")
+        return cast(int, module.run(argv))
+    missing = _missing_libraries()
+    if missing:
+        return _refuse(f"star-kv {subcommand.name} needs {', '.join(missing)}: {INSTALL_TOOLS}")
+    return cast(int, importlib.import_module(_TOOLS).run(subcommand.name, argv))
 
 
-for _subcommand in SUBCOMMANDS:
-    if importlib.util.find_spec(_subcommand.module) is not None:
-        _register(_subcommand)
+def _missing_libraries() -> list[str]:
+    return [name for name in _TOOL_LIBRARIES if importlib.util.find_spec(name) is None]
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return 2
+
+
+def _help() -> str:
+    rows = [f"  {subcommand.name:<9}{subcommand.summary}" for subcommand in SUBCOMMANDS]
+    lines = [
+        "usage: star-kv COMMAND ...",
+        "",
+        "STaR-KV as a KV-cache policy of SGLang.",
+        "",
+        *rows,
+        "",
+        "star-kv COMMAND --help explains one of them; star-kv --version prints the version.",
+    ]
+    if _missing_libraries():
+        tools = ", ".join(subcommand.name for subcommand in SUBCOMMANDS if subcommand.is_tool)
+        lines.append(f"Not installed: {tools}. They need {INSTALL_TOOLS}")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import typer
-
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.cpu_mode import CpuModeError
 from star_kv_sglang.cpu_mode.arguments import missing_cpu_arguments, requested_device
@@ -52,15 +50,10 @@ def plan(argv: Sequence[str], environment: Mapping[str, str], *, gpu: bool) -> L
     )
 
 
-serve_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@serve_app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
-def serve(context: typer.Context) -> None:
-    """Start SGLang's server with these flags; `star-kv serve --help` shows SGLang's own help."""
-    launch = plan(context.args, os.environ, gpu=cpu_mode.is_gpu_present())
+def run(argv: Sequence[str]) -> int:
+    """Become SGLang's server with these flags; `star-kv serve --help` shows SGLang's own help."""
+    launch = plan(argv, os.environ, gpu=cpu_mode.is_gpu_present())
     if launch.note is not None:
-        typer.echo(launch.note, err=True)
+        sys.stderr.write(f"{launch.note}\n")
+        sys.stderr.flush()
     os.execve(launch.argv[0], launch.argv, launch.environment)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = "star_kv_sglang"
+TOOLS = "tools"
 _FOLDERS = {ROOT / "star_kv_sglang": "", ROOT / "triton_ops": "triton_ops", ROOT / "patches": "patches"}
 
 
@@ -19,7 +20,7 @@ class Import:
     Attributes:
         path: file with the import, relative to the checkout.
         line: its line.
-        unit: the file's unit: a folder or module directly under `star_kv_sglang`, by import name.
+        unit: the file's unit: a folder or module directly under `star_kv_sglang` or its `tools`, by import name.
         module: full name of what is imported.
     """
 
@@ -32,10 +33,15 @@ class Import:
     def target(self) -> str | None:
         """The unit of this package that is imported, or None for another package."""
         parts = self.module.split(".")
-        return (parts[1] if len(parts) > 1 else "") if parts[0] == PACKAGE else None
+        return _unit(parts[1:]) if parts[0] == PACKAGE else None
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} imports {self.module}"
+
+
+def _unit(parts: Sequence[str]) -> str:
+    """The unit of a module, from the words of its name after the package's."""
+    return ".".join(parts[: 2 if list(parts[:1]) == [TOOLS] else 1])
 
 
 def source_files() -> Iterator[tuple[Path, str]]:
@@ -43,7 +49,7 @@ def source_files() -> Iterator[tuple[Path, str]]:
     for folder, unit in _FOLDERS.items():
         for path in sorted(folder.rglob("*.py")):
             if "stand_in" not in path.parts:
-                yield path, unit or path.relative_to(folder).parts[0].removesuffix(".py")
+                yield path, unit or _unit(path.relative_to(folder).with_suffix("").parts)
 
 
 def all_imports() -> Iterator[Import]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.architecture.imports import Import, all_imports, source_files
+from tests.architecture.imports import ROOT, Import, all_imports, source_files
 
 # Who may import what of this package; everybody may import its own unit and `errors`.
 ALLOWED: dict[str, set[str]] = {
@@ -25,18 +25,21 @@ ALLOWED: dict[str, set[str]] = {
     "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention"},
     "compat": {"config", "server_args", "patches"},
     "plugin": {"config", "server_args", "compat", "engine", "patches"},
-    # beside SGLang: clients and tools
+    # beside SGLang: what starts it
     "cpu_mode": set(),
-    "rollout": {"cpu_mode", "config"},
-    "report": {"rollout"},
-    "eval": {"algorithm", "triton_ops", "cpu_mode", "policies", "rollout", "config"},
-    "bench": {"triton_ops", "cpu_mode", "rollout", "engine", "cache"},
-    "cli": {"cpu_mode", "compat", "config", "patches", "algorithm", "triton_ops", "rollout", "report", "eval", "bench"},
+    "cli": {"cpu_mode", "compat", "config", "patches"},
+    # the tools, in one folder: what measures and draws
+    "tools.__init__": set(),
+    "tools.rollout": {"cpu_mode", "config"},
+    "tools.report": {"tools.rollout"},
+    "tools.eval": {"algorithm", "triton_ops", "cpu_mode", "policies", "tools.rollout", "config"},
+    "tools.bench": {"triton_ops", "cpu_mode", "tools.rollout", "engine", "cache"},
+    "tools.cli": {"algorithm", "triton_ops", "cpu_mode", "tools.rollout", "tools.report", "tools.eval", "tools.bench"},
     "__init__": set(),
 }
-MAY_IMPORT_SGLANG = {"patches", "cache", "engine", "attention", "server_args", "compat", "plugin", "bench"}
+MAY_IMPORT_SGLANG = {"patches", "cache", "engine", "attention", "server_args", "compat", "plugin", "tools.bench"}
 # tools that run an engine, as any program may: the public package, none of its modules
-MAY_RUN_AN_ENGINE = {"eval"}
+MAY_RUN_AN_ENGINE = {"tools.eval"}
 # attributes of the package itself
 PACKAGE_NAMES = {"", "__version__", "errors"}
 
@@ -56,6 +59,18 @@ def test_every_unit_has_a_rule() -> None:
 def test_imports_go_down_only(unit: str) -> None:
     allowed = ALLOWED[unit] | PACKAGE_NAMES | {unit, None}
     assert [str(found) for found in _of(unit) if found.target not in allowed] == []
+
+
+def test_the_product_never_imports_the_tools() -> None:
+    """By no import, and by no name in a string: the one door is the command's, which opens it when a tool is called."""
+    product = [unit for unit in UNITS if not unit.startswith("tools")]
+    assert [str(one) for unit in product for one in _of(unit) if (one.target or "").startswith("tools")] == []
+    named = [
+        path.relative_to(ROOT).as_posix()
+        for path, unit in source_files()
+        if unit in product and "star_kv_sglang.tools" in path.read_text(encoding="utf-8")
+    ]
+    assert named == ["star_kv_sglang/cli/main.py"]
 
 
 def test_no_rule_is_a_circle_except_the_one_of_the_flags() -> None:

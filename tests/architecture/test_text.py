@@ -13,7 +13,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/\w")
 
 
 def _texts() -> list[Path]:
-    found = [path for path in ROOT.iterdir() if path.is_file()]
+    # in a linked worktree .git is a file, which Git writes and no commit holds
+    found = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     for folder in FOLDERS:
         found += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return [path for path in found if path.suffix in TEXT]

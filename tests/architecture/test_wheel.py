@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from star_kv_sglang import __version__
-from tests.architecture.imports import ROOT
+from tests.architecture.imports import ROOT, all_imports
 
 FOLDERS = ("star_kv_sglang", "triton_ops", "patches")
+# Each of them is needed by SGLang as well.
+SERVING = {"sglang", "numpy", "packaging", "prometheus-client", "pyyaml", "torch"}
 DIST_INFO = f"star_kv_sglang-{__version__}.dist-info"
 
 
@@ -50,6 +54,27 @@ def test_every_file_of_the_package_and_no_other_is_in_it(wheel: Path) -> None:
     packaged = {name for name in names if not name.startswith(DIST_INFO)}
     assert packaged == _package_files()
     assert {name for name in names - packaged if "LICENSE" in name}, "the licence is missing"
+
+
+def test_what_it_needs_without_an_extra_is_what_serving_needs(wheel: Path) -> None:
+    """The libraries of the tools come with the extra `tools`, and `dev` has it too."""
+    metadata = message_from_bytes(zipfile.ZipFile(wheel).read(f"{DIST_INFO}/METADATA"))
+    needs = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+
+    def names(extra: str) -> set[str]:
+        """What an extra brings; "" is the bare wheel."""
+        return {need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})}
+
+    assert names("") == SERVING
+    assert names("tools") - SERVING == {"httpx", "jinja2", "matplotlib", "pillow", "rich", "typer"}
+    assert "star-kv-sglang" in names("dev")
+
+
+def test_the_product_imports_nothing_that_it_does_not_name() -> None:
+    """What the wheel requires covers every import outside of the tools. Two come with SGLang."""
+    given = {"sglang", "sgl_kernel", "triton", "flashinfer", "star_kv_sglang", *sys.stdlib_module_names}
+    imported = {one.module.split(".")[0] for one in all_imports() if not one.unit.startswith("tools")}
+    assert imported - given == {"numpy", "packaging", "prometheus_client", "torch", "yaml"}
 
 
 def test_it_works_from_an_unpacked_folder(wheel: Path, tmp_path: Path) -> None:

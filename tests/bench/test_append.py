@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.bench.append import append_rows, header
+from star_kv_sglang.tools.bench.append import append_rows, header
 
 
 def test_the_header_is_written_once(tmp_path: Path) -> None:

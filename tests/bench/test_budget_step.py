@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from star_kv_sglang.bench.budget_step import StepShape, append_csv, measure
 from star_kv_sglang.engine import tree_budget
+from star_kv_sglang.tools.bench.budget_step import StepShape, append_csv, measure
 
 SMALL = StepShape(num_branches=6, num_screens=3, num_layers=2, num_groups=1, head_dim=8, excess=40)
 

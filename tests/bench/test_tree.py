@@ -4,7 +4,7 @@ import csv
 import math
 from pathlib import Path
 
-from star_kv_sglang.bench.tree import append_csv, measure
+from star_kv_sglang.tools.bench.tree import append_csv, measure
 
 
 def test_every_operation_is_compared(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.bench.turn import Case, TurnProfile, append_csv, columns, profile_turn
-from star_kv_sglang.bench.turn_profile import Waits, read_profile
-from star_kv_sglang.cli.bench_turn import stage_table, wait_table
 from star_kv_sglang.engine.ranges import profiled, stage
+from star_kv_sglang.tools.bench.turn import Case, TurnProfile, append_csv, columns, profile_turn
+from star_kv_sglang.tools.bench.turn_profile import Waits, read_profile
+from star_kv_sglang.tools.cli.bench_turn import stage_table, wait_table
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.engine.machine import engine_arguments, environment
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from star_kv_sglang.bench import waiting
-from star_kv_sglang.cli.bench import bench_app
+from star_kv_sglang.tools.bench import waiting
+from star_kv_sglang.tools.cli.bench import bench_app
 
 SMALL = waiting.QueueShape(num_waiting=6, num_shared=40, num_own=3)
 

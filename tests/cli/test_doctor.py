@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import pytest
-import typer
 
 from star_kv_sglang import compat, cpu_mode
 from star_kv_sglang.cli import doctor
@@ -17,10 +17,10 @@ from star_kv_sglang.cli.doctor import Check
 
 
 def test_this_machine_is_healthy() -> None:
-    program = "from star_kv_sglang.cli.main import app; app()"
-    answer = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "star_kv_sglang.cli.main", "doctor"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert len(re.findall(r"│ ok +│", answer.stdout)) == len(doctor.CHECKS)
+    assert len(re.findall(r"^ok  ", answer.stdout, re.MULTILINE)) == len(doctor.CHECKS)
 
 
 def _broken_driver() -> bool:
@@ -90,7 +90,12 @@ def test_sglang_plugins_may_leave_the_plugin_out(monkeypatch: pytest.MonkeyPatch
 
 def test_something_wrong_gives_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "CHECKS", (lambda: Check("A", True, "fine"), lambda: Check("B", False, "not fine")))
-    with pytest.raises(typer.Exit) as stop:
-        doctor.doctor()
-    assert stop.value.exit_code == 1
-    assert re.search(r"wrong │ B +│ not fine", capsys.readouterr().out)
+    assert doctor.run([]) == 1
+    assert re.search(r"^wrong +B +not fine$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_folder_without_sglang_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        doctor.run(["--sglang", str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"{tmp_path} has no folder srt" in capsys.readouterr().err

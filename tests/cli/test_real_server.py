@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.server import serving
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.server import serving
 from tests.architecture.imports import ROOT
 from tinygui.trajectories import generate
 

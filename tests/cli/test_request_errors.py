@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.rollout.server import serving
+from star_kv_sglang.tools.rollout.server import serving
 from tests.models.checkpoints import make_qwen2_5_vl
 
 pytestmark = [

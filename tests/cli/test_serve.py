@@ -50,14 +50,14 @@ def test_a_gpu_is_refused_where_there_is_none() -> None:
 
 
 def test_words_reach_sglang_in_their_order_and_unread() -> None:
-    """Typer sees the words first: unknown flags, values that look like flags and --help must pass through it."""
+    """The command sees the words first: unknown flags, values that look like flags and --help must pass through it."""
     program = (
         "import os, sys\n"
         "os.execve = lambda path, argv, environment: print(*argv[3:], sep='|')\n"
         "from star_kv_sglang import cpu_mode\n"
         "cpu_mode.is_gpu_present = lambda: True\n"
-        "from star_kv_sglang.cli.main import app\n"
-        "app()\n"
+        "from star_kv_sglang.cli.main import main\n"
+        "main()\n"
     )
     words = ["serve", "m", "--kv-policy-config", '{"a": -1}', "-x", "--help", "--port=1", "--log-level", "info", "-1"]
     answer = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)

@@ -17,9 +17,9 @@ import pytest
 import sglang as sgl
 from PIL import Image
 
-from star_kv_sglang.rollout.scoring import is_correct
-from star_kv_sglang.rollout.server import serving
-from star_kv_sglang.rollout.trajectory import Turn
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.server import serving
+from star_kv_sglang.tools.rollout.trajectory import Turn
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.engine.machine import environment, server_flags
 from tinygui.trajectories import generate

@@ -12,10 +12,10 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_kv_sglang.bench.waiting import Prompt, compare_all
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.policy import PolicyEngine
 from star_kv_sglang.engine.waiting import WaitingPrompts
+from star_kv_sglang.tools.bench.waiting import Prompt, compare_all
 
 # Few tokens and short prompts: most prompts share something, many end inside of another one, some are equal or empty.
 TOKENS = st.lists(st.integers(0, 2), max_size=7)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.benchmarks.base import Benchmark, finish
-from star_kv_sglang.eval.coordinates import CoordinateSpace, Size
-from star_kv_sglang.eval.errors import ReplyError
-from star_kv_sglang.eval.families.base import ModelFamily
-from star_kv_sglang.eval.runner import Protocol, Settings
-from star_kv_sglang.eval.samples import Dataset, Episode, Score, Screenshot, Step, TaskKind
-from star_kv_sglang.eval.store import Result, Status
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.benchmarks.base import Benchmark, finish
+from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, Size
+from star_kv_sglang.tools.eval.errors import ReplyError
+from star_kv_sglang.tools.eval.families.base import ModelFamily
+from star_kv_sglang.tools.eval.runner import Protocol, Settings
+from star_kv_sglang.tools.eval.samples import Dataset, Episode, Score, Screenshot, Step, TaskKind
+from star_kv_sglang.tools.eval.store import Result, Status
 
 
 def word(text: str) -> Action:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from star_kv_sglang.eval.suite.play import Answer
-from star_kv_sglang.eval.suite.questions import SuiteTask
-from star_kv_sglang.eval.suite.records import CellFile, open_folder
-from star_kv_sglang.eval.suite.variants import Cell
-from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, Turn
+from star_kv_sglang.tools.eval.suite.play import Answer
+from star_kv_sglang.tools.eval.suite.questions import SuiteTask
+from star_kv_sglang.tools.eval.suite.records import CellFile, open_folder
+from star_kv_sglang.tools.eval.suite.variants import Cell
+from star_kv_sglang.tools.rollout.trajectory import LabelledBox, Question, Trajectory, Turn
 
 SETTINGS = {
     "model": "tiny",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.benchmarks.agentnet_metric import (
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.benchmarks.agentnet_metric import (
     CLOSE,
     TrueAction,
     distance_score,
@@ -20,8 +20,8 @@ from star_kv_sglang.eval.benchmarks.agentnet_metric import (
     score_actions,
     write_score,
 )
-from star_kv_sglang.eval.benchmarks.agentnetbench import AgentNetBench
-from star_kv_sglang.eval.errors import DataError
+from star_kv_sglang.tools.eval.benchmarks.agentnetbench import AgentNetBench
+from star_kv_sglang.tools.eval.errors import DataError
 from tests.eval.conftest import MakeImage
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.benchmarks.android_control import AndroidControlHigh, AndroidControlLow
-from star_kv_sglang.eval.errors import DataError
-from star_kv_sglang.eval.samples import Step
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.benchmarks.android_control import AndroidControlHigh, AndroidControlLow
+from star_kv_sglang.tools.eval.errors import DataError
+from star_kv_sglang.tools.eval.samples import Step
 from tests.eval.conftest import MakeImage
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from star_kv_sglang.cli import eval as command
 from star_kv_sglang.errors import StarKVError
-from star_kv_sglang.eval.benchmarks import BENCHMARKS, register_benchmark
-from star_kv_sglang.eval.families import FAMILIES, register_family
+from star_kv_sglang.tools.cli import eval as command
+from star_kv_sglang.tools.eval.benchmarks import BENCHMARKS, register_benchmark
+from star_kv_sglang.tools.eval.families import FAMILIES, register_family
 from tests.eval.cases import Colours, Words
 from tests.eval.conftest import MakeImage
 from tests.eval.fake_server import FakeServer

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from star_kv_sglang.eval.client import ChatClient, Completion
-from star_kv_sglang.eval.errors import RequestError, ServerGoneError
+from star_kv_sglang.tools.eval.client import ChatClient, Completion
+from star_kv_sglang.tools.eval.errors import RequestError, ServerGoneError
 from tests.eval.fake_server import FakeServer
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.conversation import DROPPED_FRAME, build_messages
-from star_kv_sglang.eval.errors import EvalError, ReplyError
-from star_kv_sglang.eval.families import FAMILIES, get_family
-from star_kv_sglang.eval.samples import Episode, Screenshot, Step, TaskKind
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.conversation import DROPPED_FRAME, build_messages
+from star_kv_sglang.tools.eval.errors import EvalError, ReplyError
+from star_kv_sglang.tools.eval.families import FAMILIES, get_family
+from star_kv_sglang.tools.eval.samples import Episode, Screenshot, Step, TaskKind
 from tests.eval.cases import Colours, Words
 from tests.eval.conftest import MakeImage
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as qwen2vl_smart_resize
 
-from star_kv_sglang.eval.coordinates import (
+from star_kv_sglang.tools.eval.coordinates import (
     CoordinateSpace,
     PixelBounds,
     extent,
@@ -15,7 +15,7 @@ from star_kv_sglang.eval.coordinates import (
     smart_resize,
     to_relative,
 )
-from star_kv_sglang.eval.errors import ImageSizeError
+from star_kv_sglang.tools.eval.errors import ImageSizeError
 
 BOUNDS = PixelBounds()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.errors import ReplyError
-from star_kv_sglang.eval.families.opencua import OpenCUA
-from star_kv_sglang.eval.samples import TaskKind
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.errors import ReplyError
+from star_kv_sglang.tools.eval.families.opencua import OpenCUA
+from star_kv_sglang.tools.eval.samples import TaskKind
 
 SENT = (1920, 1080)
 HALF = (0.5, 0.5)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from star_kv_sglang.algorithm.params import ScorerParams
-from star_kv_sglang.eval.errors import EvalError
-from star_kv_sglang.eval.pilots.capture import PilotModel, SeenTurn
-from star_kv_sglang.eval.pilots.measures import (
+from star_kv_sglang.tools.eval.errors import EvalError
+from star_kv_sglang.tools.eval.pilots.capture import PilotModel, SeenTurn
+from star_kv_sglang.tools.eval.pilots.measures import (
     chance_information,
     drift,
     entropy,
@@ -22,7 +22,7 @@ from star_kv_sglang.eval.pilots.measures import (
     spatial_information,
     value_distance,
 )
-from star_kv_sglang.eval.pilots.page import measure, write_pilots
+from star_kv_sglang.tools.eval.pilots.page import measure, write_pilots
 from tests.eval.suite_cases import trajectory
 from tests.models.checkpoints import EXAMPLE_MODEL
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.errors import ReplyError
-from star_kv_sglang.eval.families.qwen_vl import Qwen3VL, Qwen25VL
-from star_kv_sglang.eval.samples import TaskKind
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.errors import ReplyError
+from star_kv_sglang.tools.eval.families.qwen_vl import Qwen3VL, Qwen25VL
+from star_kv_sglang.tools.eval.samples import TaskKind
 
 SENT = (1920, 1080)
 HALF = (0.5, 0.5)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.eval.client import ChatClient
-from star_kv_sglang.eval.errors import RunFolderError, ServerGoneError
-from star_kv_sglang.eval.runner import Protocol, Settings, fingerprint, pending, run
-from star_kv_sglang.eval.samples import Dataset
-from star_kv_sglang.eval.store import RunFolder, Status, load_run
+from star_kv_sglang.tools.eval.client import ChatClient
+from star_kv_sglang.tools.eval.errors import RunFolderError, ServerGoneError
+from star_kv_sglang.tools.eval.runner import Protocol, Settings, fingerprint, pending, run
+from star_kv_sglang.tools.eval.samples import Dataset
+from star_kv_sglang.tools.eval.store import RunFolder, Status, load_run
 from tests.eval.cases import Colours, settings
 from tests.eval.fake_server import FakeServer
 

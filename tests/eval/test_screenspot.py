@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.benchmarks.screenspot import ScreenSpotPro, ScreenSpotV2, contains
-from star_kv_sglang.eval.errors import DataError
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.benchmarks.screenspot import ScreenSpotPro, ScreenSpotV2, contains
+from star_kv_sglang.tools.eval.errors import DataError
 from tests.eval.conftest import MakeImage
 
 V2_ROW: dict[str, Any] = {

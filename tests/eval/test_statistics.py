@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from star_kv_sglang.eval.statistics import bootstrap, mcnemar, paired_test
+from star_kv_sglang.tools.eval.statistics import bootstrap, mcnemar, paired_test
 
 
 def names(count: int) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.eval.errors import MalformedRow, RunFolderError
-from star_kv_sglang.eval.store import RunFolder, load_run
+from star_kv_sglang.tools.eval.errors import MalformedRow, RunFolderError
+from star_kv_sglang.tools.eval.store import RunFolder, load_run
 from tests.eval.cases import result
 
 SETTINGS = {"benchmark": "colours", "headline": "accuracy"}

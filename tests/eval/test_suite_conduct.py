@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.eval.errors import EvalError
-from star_kv_sglang.eval.runner import Protocol
-from star_kv_sglang.eval.suite import conduct
-from star_kv_sglang.eval.suite.conduct import Conductor, Plan, Tally, steps_of, worker_environment
-from star_kv_sglang.eval.suite.records import CellFile
-from star_kv_sglang.eval.suite.variants import Cell, Variant
-from star_kv_sglang.eval.suite.worker import Spec, Step
+from star_kv_sglang.tools.eval.errors import EvalError
+from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.eval.suite import conduct
+from star_kv_sglang.tools.eval.suite.conduct import Conductor, Plan, Tally, steps_of, worker_environment
+from star_kv_sglang.tools.eval.suite.records import CellFile
+from star_kv_sglang.tools.eval.suite.variants import Cell, Variant
+from star_kv_sglang.tools.eval.suite.worker import Spec, Step
 from tests.eval.suite_cases import trajectory, write_cells
 
 STAR, RANDOM = Variant("star", "star"), Variant("random", "random", {"seed": 3})
@@ -25,8 +25,8 @@ WORKER = """
 import os
 import sys
 from pathlib import Path
-from star_kv_sglang.eval.suite.records import CellFile
-from star_kv_sglang.eval.suite.worker import Spec
+from star_kv_sglang.tools.eval.suite.records import CellFile
+from star_kv_sglang.tools.eval.suite.worker import Spec
 from tests.eval.suite_cases import answers
 spec = Spec.from_json(Path(sys.argv[1]).read_text())
 print("loading", flush=True)

@@ -12,16 +12,16 @@ import pytest
 from PIL import Image
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.eval.runner import Protocol
-from star_kv_sglang.eval.suite.play import Player
-from star_kv_sglang.eval.suite.prompts import PromptWriter
-from star_kv_sglang.eval.suite.questions import SuiteTask
-from star_kv_sglang.eval.suite.records import AGES, VISION, load_cell, open_folder
-from star_kv_sglang.eval.suite.served import engine_dtype
-from star_kv_sglang.eval.suite.variants import Cell, chosen_variants
-from star_kv_sglang.eval.suite.vision import load_screens, see_all
-from star_kv_sglang.eval.suite.worker import Spec, Step, Worker
-from star_kv_sglang.rollout.trajectory import Trajectory, load_trajectories, save_trajectories
+from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.eval.suite.play import Player
+from star_kv_sglang.tools.eval.suite.prompts import PromptWriter
+from star_kv_sglang.tools.eval.suite.questions import SuiteTask
+from star_kv_sglang.tools.eval.suite.records import AGES, VISION, load_cell, open_folder
+from star_kv_sglang.tools.eval.suite.served import engine_dtype
+from star_kv_sglang.tools.eval.suite.variants import Cell, chosen_variants
+from star_kv_sglang.tools.eval.suite.vision import load_screens, see_all
+from star_kv_sglang.tools.eval.suite.worker import Spec, Step, Worker
+from star_kv_sglang.tools.rollout.trajectory import Trajectory, load_trajectories, save_trajectories
 from tests.eval.suite_cases import SETTINGS
 from tests.models.checkpoints import EXAMPLE_MODEL
 from tinygui.suite_questions import FIRST_SEED, suite_trajectory

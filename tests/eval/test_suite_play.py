@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytest
 import torch
 
-from star_kv_sglang.eval.suite.play import HistoryLost, Player
-from star_kv_sglang.eval.suite.prompts import PromptWriter
-from star_kv_sglang.eval.suite.questions import SuiteTask
-from star_kv_sglang.eval.suite.served import Reply, Shown, SuiteEngine
-from star_kv_sglang.eval.suite.vision import SeenScreen
-from star_kv_sglang.rollout.trajectory import Trajectory
+from star_kv_sglang.tools.eval.suite.play import HistoryLost, Player
+from star_kv_sglang.tools.eval.suite.prompts import PromptWriter
+from star_kv_sglang.tools.eval.suite.questions import SuiteTask
+from star_kv_sglang.tools.eval.suite.served import Reply, Shown, SuiteEngine
+from star_kv_sglang.tools.eval.suite.vision import SeenScreen
+from star_kv_sglang.tools.rollout.trajectory import Trajectory
 from tests.eval.suite_cases import trajectory
 
 SCREEN = SeenScreen(torch.zeros(5, 2), torch.tensor([[1, 2, 10]]))

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.eval.errors import EvalError
-from star_kv_sglang.eval.runner import Protocol
-from star_kv_sglang.eval.suite.questions import SuiteTask, follow_up, load_questions, task_of
-from star_kv_sglang.eval.suite.variants import ABLATIONS, POLICIES, Cell, Variant, cells_of, chosen_variants
 from star_kv_sglang.policies import REFUSED, policy_names
-from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, TrajectoryFileError, save_trajectories
+from star_kv_sglang.tools.eval.errors import EvalError
+from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.eval.suite.questions import SuiteTask, follow_up, load_questions, task_of
+from star_kv_sglang.tools.eval.suite.variants import ABLATIONS, POLICIES, Cell, Variant, cells_of, chosen_variants
+from star_kv_sglang.tools.rollout.trajectory import (
+    LabelledBox,
+    Question,
+    Trajectory,
+    TrajectoryFileError,
+    save_trajectories,
+)
 from tests.eval.suite_cases import recall, trajectory
 
 NOW = (LabelledBox((0, 0, 40, 40), "red", "A"), LabelledBox((80, 80, 32, 32), "blue", "B"))

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from star_kv_sglang.eval.errors import RunFolderError
-from star_kv_sglang.eval.runner import Protocol
-from star_kv_sglang.eval.statistics import wilson
-from star_kv_sglang.eval.suite.ages import kept_by_age
-from star_kv_sglang.eval.suite.page import targets, write_page
-from star_kv_sglang.eval.suite.questions import SuiteTask
-from star_kv_sglang.eval.suite.records import CellFile, load_cell, open_folder
-from star_kv_sglang.eval.suite.tables import SuiteResults, against
-from star_kv_sglang.eval.suite.variants import Cell
+from star_kv_sglang.tools.eval.errors import RunFolderError
+from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.eval.statistics import wilson
+from star_kv_sglang.tools.eval.suite.ages import kept_by_age
+from star_kv_sglang.tools.eval.suite.page import targets, write_page
+from star_kv_sglang.tools.eval.suite.questions import SuiteTask
+from star_kv_sglang.tools.eval.suite.records import CellFile, load_cell, open_folder
+from star_kv_sglang.tools.eval.suite.tables import SuiteResults, against
+from star_kv_sglang.tools.eval.suite.variants import Cell
 from tests.eval.suite_cases import SETTINGS, answers, write_cells
 
 YES, NO = [True] * 5, [False] * 5

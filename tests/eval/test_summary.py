@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from star_kv_sglang.eval.errors import RunFolderError
-from star_kv_sglang.eval.report import build_grid, comparison_tables, find_runs, grid_table, run_tables
-from star_kv_sglang.eval.store import Result, Run, RunFolder, Status
-from star_kv_sglang.eval.summary import compare, summarize
+from star_kv_sglang.tools.eval.errors import RunFolderError
+from star_kv_sglang.tools.eval.report import build_grid, comparison_tables, find_runs, grid_table, run_tables
+from star_kv_sglang.tools.eval.store import Result, Run, RunFolder, Status
+from star_kv_sglang.tools.eval.summary import compare, summarize
 from tests.eval.cases import result
 
 SETTINGS = {"benchmark": "screenspot-v2", "headline": "accuracy", "dataset": "1", "family": "ui-tars-1.5"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.eval.actions import Action, ActionKind
-from star_kv_sglang.eval.errors import ReplyError
-from star_kv_sglang.eval.families.ui_tars import UITars15
-from star_kv_sglang.eval.samples import TaskKind
+from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.eval.errors import ReplyError
+from star_kv_sglang.tools.eval.families.ui_tars import UITars15
+from star_kv_sglang.tools.eval.samples import TaskKind
 
 SENT = (1920, 1080)
 """The model sees 1932 x 1092."""

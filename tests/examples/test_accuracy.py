@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.rollout.trajectory import Trajectory, load_trajectories
+from star_kv_sglang.tools.rollout.trajectory import Trajectory, load_trajectories
 from tinygui.accuracy import Answerer, accuracy
 from tinygui.trajectories import generate
 

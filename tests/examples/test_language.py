@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from star_kv_sglang.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.scoring import is_correct
 from tinygui.language import QuestionMix, ask, centre_words, click, possible_questions, read, recall
 from tinygui.world import Background, Screen, Widget
 from tinygui.worlds import PANELS

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.eval.suite.questions import follow_up, load_questions, task_of
-from star_kv_sglang.rollout.trajectory import save_trajectories
+from star_kv_sglang.tools.eval.suite.questions import follow_up, load_questions, task_of
+from star_kv_sglang.tools.rollout.trajectory import save_trajectories
 from tinygui.suite_questions import FIRST_SEED, suite_trajectory
 from tinygui.worlds import WORLDS
 

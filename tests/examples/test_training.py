@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessor, Qwen3VLConfig
 
-from star_kv_sglang.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.scoring import is_correct
 from tinygui.accuracy import MODEL
 from tinygui.language import Question, possible_questions, step_name
 from tinygui.training.batch import CLICK, KINDS, READ, READ_BACK, RECALL, Batch, Mix, Sampler, View

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from star_kv_sglang.rollout.runner import count_shared_turns
-from star_kv_sglang.rollout.scoring import is_correct, parse_point, point_in_box
-from star_kv_sglang.rollout.trajectory import Trajectory, load_trajectories, save_trajectories
+from star_kv_sglang.tools.rollout.runner import count_shared_turns
+from star_kv_sglang.tools.rollout.scoring import is_correct, parse_point, point_in_box
+from star_kv_sglang.tools.rollout.trajectory import Trajectory, load_trajectories, save_trajectories
 from tinygui.trajectories import branching, generate
 
 SAMPLES = Path(__file__).parent / "data" / "samples" / "trajectories.json"

@@ -23,7 +23,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-from star_kv_sglang.bench.serve.machine import describe
+from star_kv_sglang.tools.bench.serve.machine import describe
 from tests.engine.harness import TestEngine, running_engine
 from tests.engine.masked_reference import Drop, read_drops
 from tests.gpu.load import BURST_TOKENS, LONG_PROMPTS, Load, Turn

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from star_kv_sglang.bench.serve.machine import describe
+from star_kv_sglang.tools.bench.serve.machine import describe
 from tests.models.checkpoints import EXAMPLE_MODEL
 
 CPU_REFERENCE = Path(__file__).with_name("cpu_choices.json.gz")

@@ -35,8 +35,8 @@ for step in "${@:-tests replay bench sanitizer}"; do
         case $name in
         tests) check tests "$PYTHON" -m pytest -q -o addopts="--import-mode=importlib" -n "$JOBS" \
             --junitxml="$OUT/ops.xml" tests/ops ;;
-        replay) check replay "$PYTHON" -m star_kv_sglang.cli.replay --device cuda tests/golden/*.npz ;;
-        bench) check bench "$PYTHON" -m star_kv_sglang.cli.bench_ops --tests "$OUT/ops.xml" --csv "$OUT/ops.csv" ;;
+        replay) check replay "$PYTHON" -m star_kv_sglang.tools.cli.replay --device cuda tests/golden/*.npz ;;
+        bench) check bench "$PYTHON" -m star_kv_sglang.tools.cli.bench_ops --tests "$OUT/ops.xml" --csv "$OUT/ops.csv" ;;
         sanitizer)
             check memcheck sanitize memcheck
             check racecheck sanitize racecheck

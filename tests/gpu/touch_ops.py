@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from star_kv_sglang.bench.op_cases import build_cases
-from star_kv_sglang.bench.shapes import SHAPES
+from star_kv_sglang.tools.bench.op_cases import build_cases
+from star_kv_sglang.tools.bench.shapes import SHAPES
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
 

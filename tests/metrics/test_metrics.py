@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.metrics.publisher import counter_name
-from star_kv_sglang.rollout.server import serving
+from star_kv_sglang.tools.rollout.server import serving
 from tests.engine.conversation import Chat, question, screenshot
 from tests.models.checkpoints import make_qwen2_5_vl
 

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from star_kv_sglang.rollout.trajectory import LabelledBox, Question, Trajectory, Turn
+from star_kv_sglang.tools.rollout.trajectory import LabelledBox, Question, Trajectory, Turn
 
 BOX = (16, 16, 32, 32)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.rollout.client import ChatClient, Completion
-from star_kv_sglang.rollout.errors import RolloutError
-from star_kv_sglang.rollout.server import free_port
+from star_kv_sglang.tools.rollout.client import ChatClient, Completion
+from star_kv_sglang.tools.rollout.errors import RolloutError
+from star_kv_sglang.tools.rollout.server import free_port
 from tests.rollout.fake_server import Chat, FakeServer, completion, fake_server, reply, send
 
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from star_kv_sglang.cli.main import app
-from star_kv_sglang.report.kept import draw_kept
-from star_kv_sglang.report.page import Picture, render_page
-from star_kv_sglang.report.trace import TraceError, last_traces, load_trace
-from star_kv_sglang.rollout.summary import Row
+from star_kv_sglang.tools.report.kept import draw_kept
+from star_kv_sglang.tools.report.page import Picture, render_page
+from star_kv_sglang.tools.report.trace import TraceError, last_traces, load_trace
+from star_kv_sglang.tools.rollout.summary import Row
+from tests.star_kv import star_kv
 
 META: dict[str, Any] = {
     "rid": "r1", "frame_index": 1, "num_frames": 3, "grid": [2, 3], "segment": [1, 5], "image_hash": 9, "budget": 0.5,
@@ -155,7 +154,7 @@ def test_the_command_draws_a_trace(tmp_path: Path) -> None:
     trace = write(tmp_path / "t.npz")
     Image.new("RGB", (48, 32), "white").save(tmp_path / "screen.png")
     words = ["view", str(trace), "--image", str(tmp_path / "screen.png"), "--out", str(tmp_path / "kept.png")]
-    result = CliRunner().invoke(app, words)
+    result = star_kv(words)
     assert result.exit_code == 0, result.output
     assert "screenshot 2 of 3, 2 layers keep 2 of 4 tokens each" in result.output
     assert Image.open(tmp_path / "kept.png").size == (96, 64)
@@ -164,6 +163,6 @@ def test_the_command_draws_a_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image", ["missing.png", "t.npz"], ids=["missing", "no-picture"])
 def test_the_command_names_a_bad_screenshot(tmp_path: Path, image: str) -> None:
     trace = write(tmp_path / "t.npz")
-    result = CliRunner().invoke(app, ["view", str(trace), "--image", str(tmp_path / image)])
+    result = star_kv(["view", str(trace), "--image", str(tmp_path / image)])
     assert result.exit_code == 2
     assert image in result.output.replace("\n", "")

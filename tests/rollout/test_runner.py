@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from star_kv_sglang.cli.main import app
-from star_kv_sglang.rollout.client import ChatClient
-from star_kv_sglang.rollout.errors import RolloutError
-from star_kv_sglang.rollout.runner import Rollout, count_shared_turns, run, select
-from star_kv_sglang.rollout.summary import UNKNOWN, Row, changed, compare, summarize
-from star_kv_sglang.rollout.trajectory import Trajectory, save_trajectories
+from star_kv_sglang.tools.rollout.client import ChatClient
+from star_kv_sglang.tools.rollout.errors import RolloutError
+from star_kv_sglang.tools.rollout.runner import Rollout, count_shared_turns, run, select
+from star_kv_sglang.tools.rollout.summary import UNKNOWN, Row, changed, compare, summarize
+from star_kv_sglang.tools.rollout.trajectory import Trajectory, save_trajectories
 from tests.rollout.cases import two_branches
 from tests.rollout.fake_server import FakeServer, completion, fake_server, reply, send
+from tests.star_kv import star_kv
 
 METRICS = 'sglang:max_total_num_tokens{tp_rank="0"} 1e+03\nsglang:kv_available_tokens{tp_rank="0"} 250.0\n'
 STAR = {
@@ -145,7 +144,7 @@ def test_the_command_writes_answers_pool_and_summary(tmp_path: Path) -> None:
     save_trajectories(two_branches(), tmp_path / "t.json")
     words = ["rollout", str(tmp_path / "t.json"), "--turns", "2", "--out", str(tmp_path / "out"), "--base-url"]
     with fake_server(reply("x4 y4"), metrics=METRICS) as server:
-        result = CliRunner().invoke(app, [*words, server.url])
+        result = star_kv([*words, server.url])
     assert result.exit_code == 0, result.output
     assert "100.0% (4 of 4)" in result.output
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
@@ -164,7 +163,7 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
 
     with fake_server(chat) as server:
         words = ["rollout", str(tmp_path / "t.json"), "--out", str(tmp_path / "out"), "--base-url", server.url]
-        result = CliRunner().invoke(app, words)
+        result = star_kv(words)
     assert result.exit_code == 2
     assert "answered 503" in result.output
     assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.rollout.scoring import is_correct, parse_point, point_in_box
-from star_kv_sglang.rollout.trajectory import Question
+from star_kv_sglang.tools.rollout.scoring import is_correct, parse_point, point_in_box
+from star_kv_sglang.tools.rollout.trajectory import Question
 
 
 @pytest.mark.parametrize(

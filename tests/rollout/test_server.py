@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from star_kv_sglang.rollout import server
-from star_kv_sglang.rollout.errors import RolloutError
+from star_kv_sglang.tools.rollout import server
+from star_kv_sglang.tools.rollout.errors import RolloutError
 
 # Answers 503 twice before 200, as SGLang does until its warm-up is over, and has a child of its own.
 HEALTHY = """
@@ -71,7 +71,7 @@ def test_a_terminated_parent_takes_the_server_along(tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from star_kv_sglang.rollout import server
+from star_kv_sglang.tools.rollout import server
 server._COMMAND = (sys.executable, "-c", {HEALTHY!r})
 with server.serving([], Path({str(tmp_path / "server.log")!r})):
     print("ready", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.rollout.trajectory import TrajectoryFileError, load_trajectories, save_trajectories
+from star_kv_sglang.tools.rollout.trajectory import TrajectoryFileError, load_trajectories, save_trajectories
 from tests.rollout.cases import two_branches
 
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import httpx
 
-from star_kv_sglang.rollout.runner import user_message
-from star_kv_sglang.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.runner import user_message
+from star_kv_sglang.tools.rollout.scoring import is_correct
 from tinygui.trajectories import generate
 
 Message = dict[str, Any]

@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from star_kv_sglang.rollout.server import serving
+from star_kv_sglang.tools.rollout.server import serving
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.soak.agents import Branch, Mood, Server, play
 from tests.soak.report import Report

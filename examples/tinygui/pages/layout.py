@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from star_kv_sglang.rollout.trajectory import Box
+from star_kv_sglang.tools.rollout.trajectory import Box
 from tinygui.pages.assets import NUM_TEXTURES, TEXTURE_SIZE, WORD_CELL, WORD_FACES, WORDS
 from tinygui.world import Rgb
 

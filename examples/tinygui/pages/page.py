@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from star_kv_sglang.rollout.trajectory import Box
+from star_kv_sglang.tools.rollout.trajectory import Box
 from tinygui.pages.assets import FACES, LETTER_SIZES
 from tinygui.pages.layout import HEIGHT, WIDTH, Layout, next_layout, random_layout
 from tinygui.world import new_label

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops
 
-from star_kv_sglang.rollout.trajectory import Box
+from star_kv_sglang.tools.rollout.trajectory import Box
 from tinygui.pages.assets import letter_mask, noise, rounded_mask, shadow_mask, texture, word_mask
 from tinygui.pages.layout import Photo, Surface, Theme, Words
 from tinygui.pages.page import Page, PageWidget

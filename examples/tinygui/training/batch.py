@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from star_kv_sglang.rollout.scoring import CELL
+from star_kv_sglang.tools.rollout.scoring import CELL
 from tinygui.language import LAST_STEP, LONGEST_RECALL
 from tinygui.training.layout import WORD, Layout
 from tinygui.training.pool import FIELDS, MOST_WIDGETS, NUM_SCREENS, TOKEN, Trajectories, by_token

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from star_kv_sglang.rollout.scoring import CELL
+from star_kv_sglang.tools.rollout.scoring import CELL
 from tinygui.training.batch import CLICK, KINDS, READ, RECALL, Batch, Mix, Sampler
 from tinygui.training.layout import WORD, Layout, LayoutSpec
 from tinygui.training.pool import NUM_SCREENS, Trajectories

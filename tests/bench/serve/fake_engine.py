@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from star_kv_sglang.bench.serve.client import EngineClient, Prompt, Stream
-from star_kv_sglang.bench.serve.context import Context, LogReader, Sizes
-from star_kv_sglang.bench.serve.metrics import PoolState
-from star_kv_sglang.bench.serve.results import Machine, Results
-from star_kv_sglang.bench.serve.server import Policy
+from star_kv_sglang.tools.bench.serve.client import EngineClient, Prompt, Stream
+from star_kv_sglang.tools.bench.serve.context import Context, LogReader, Sizes
+from star_kv_sglang.tools.bench.serve.metrics import PoolState
+from star_kv_sglang.tools.bench.serve.results import Machine, Results
+from star_kv_sglang.tools.bench.serve.server import Policy
 
 TOKENS_PER_SCREEN = 10
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.bench.serve.checkpoint import SHAPES, SPECIAL_TOKENS, Shape, build_tokenizer, write_checkpoint
-from star_kv_sglang.bench.serve.conversation import branch
-from star_kv_sglang.bench.serve.screens import NUM_SCREENS, write_screens
+from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, SPECIAL_TOKENS, Shape, build_tokenizer, write_checkpoint
+from star_kv_sglang.tools.bench.serve.conversation import branch
+from star_kv_sglang.tools.bench.serve.screens import NUM_SCREENS, write_screens
 
 SCREENS = [Path(f"{index}.png") for index in range(4)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.bench.serve.metrics import engine_ms_per_step, num_retracted, pool_state
+from star_kv_sglang.tools.bench.serve.metrics import engine_ms_per_step, num_retracted, pool_state
 
 PAGE = """\
 # HELP sglang:kv_available_tokens Number of free slots.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.bench.serve.branches import run_branches
-from star_kv_sglang.bench.serve.client import Prompt, Stream
-from star_kv_sglang.bench.serve.context import Context
-from star_kv_sglang.bench.serve.results import Figure
-from star_kv_sglang.bench.serve.server import Policy
-from star_kv_sglang.bench.serve.ttft import run_ttft, run_ttft_side_by_side
+from star_kv_sglang.tools.bench.serve.branches import run_branches
+from star_kv_sglang.tools.bench.serve.client import Prompt, Stream
+from star_kv_sglang.tools.bench.serve.context import Context
+from star_kv_sglang.tools.bench.serve.results import Figure
+from star_kv_sglang.tools.bench.serve.server import Policy
+from star_kv_sglang.tools.bench.serve.ttft import run_ttft, run_ttft_side_by_side
 from tests.bench.serve.fake_engine import TOKENS_PER_SCREEN, FakeEngine, context
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.bench.serve.checkpoint import SHAPES, write_checkpoint
-from star_kv_sglang.bench.serve.context import Sizes
-from star_kv_sglang.bench.serve.results import Machine, Results
-from star_kv_sglang.bench.serve.runner import Plan, Run
-from star_kv_sglang.bench.serve.screens import write_screens
-from star_kv_sglang.bench.serve.server import Policy
+from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, write_checkpoint
+from star_kv_sglang.tools.bench.serve.context import Sizes
+from star_kv_sglang.tools.bench.serve.results import Machine, Results
+from star_kv_sglang.tools.bench.serve.runner import Plan, Run
+from star_kv_sglang.tools.bench.serve.screens import write_screens
+from star_kv_sglang.tools.bench.serve.server import Policy
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.bench.serve.errors import ServeBenchError
-from star_kv_sglang.bench.serve.plot import draw
-from star_kv_sglang.bench.serve.results import COLUMNS, Figure, Machine, Results, read_runs
-from star_kv_sglang.bench.serve.summary import newest
+from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.plot import draw
+from star_kv_sglang.tools.bench.serve.results import COLUMNS, Figure, Machine, Results, read_runs
+from star_kv_sglang.tools.bench.serve.summary import newest
 
 FIGURES = (
     Figure("stock", "decode", "ms_per_step", 22.73, history=27_013, batch=32),

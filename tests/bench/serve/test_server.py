@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from star_kv_sglang.bench.serve.context import Sizes
-from star_kv_sglang.bench.serve.errors import ServeBenchError
-from star_kv_sglang.bench.serve.runner import Plan
-from star_kv_sglang.bench.serve.server import Policy, parse_policies, policy_server
-from star_kv_sglang.rollout.errors import RolloutError
+from star_kv_sglang.tools.bench.serve.context import Sizes
+from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.runner import Plan
+from star_kv_sglang.tools.bench.serve.server import Policy, parse_policies, policy_server
+from star_kv_sglang.tools.rollout.errors import RolloutError
 
 
 def test_stock_is_always_measured_and_first() -> None:

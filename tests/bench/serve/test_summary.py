@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from star_kv_sglang.bench.serve.results import Figure
-from star_kv_sglang.bench.serve.summary import Verdict, by_key, comparison_table, judge, ratio_to_stock
+from star_kv_sglang.tools.bench.serve.results import Figure
+from star_kv_sglang.tools.bench.serve.summary import Verdict, by_key, comparison_table, judge, ratio_to_stock
 
 LONG, MIDDLE = 27_013, 13_508
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.bench.serve.client import Stream
-from star_kv_sglang.bench.serve.decode import tokens_per_second
-from star_kv_sglang.bench.serve.errors import ServeBenchError
-from star_kv_sglang.bench.serve.statistic import median_interval, percentile
+from star_kv_sglang.tools.bench.serve.client import Stream
+from star_kv_sglang.tools.bench.serve.decode import tokens_per_second
+from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.statistic import median_interval, percentile
 
 
 def test_each_stream_counts_from_its_first_to_its_last_chunk_inside() -> None:

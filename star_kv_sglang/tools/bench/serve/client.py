@@ -1,0 +1,191 @@
+"""Requests to SGLang's own endpoint, streamed, with the times at which tokens arrive."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.metrics import PoolState, pool_state
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request.
+
+    Attributes:
+        text: the whole conversation, with a placeholder for each screenshot.
+        screens: PNG files, in the order of the placeholders.
+    """
+
+    text: str
+    screens: Sequence[Path]
+
+
+@dataclass(slots=True)
+class Stream:
+    """What has arrived of one answer.
+
+    Attributes:
+        chunks: (seconds on `time.perf_counter`'s clock, tokens until then), in order.
+        text: the words until then.
+        meta: the server's last report on the request.
+        sent_s: when it was sent.
+        done: whether it has ended.
+    """
+
+    chunks: list[tuple[float, int]] = field(default_factory=list)
+    text: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    sent_s: float = 0.0
+    done: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return int(self.meta["prompt_tokens"])
+
+    @property
+    def cached_tokens(self) -> int:
+        return int(self.meta["cached_tokens"])
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds from sending to the first token."""
+        return self.chunks[0][0] - self.sent_s
+
+    @property
+    def scheduler_s(self) -> float | None:
+        """Seconds from the end of image processing to the end of the prefill; None if the server does not tell."""
+        start, end = self.meta.get("api_server_dispatch_finish_ts"), self.meta.get("prefill_finished_time")
+        return None if start is None or end is None else float(end) - float(start)
+
+
+class EngineClient:
+    """One server; an async context manager.
+
+    Args:
+        base_url: the server.
+        timeout_s: seconds that may pass without a byte from it.
+    """
+
+    def __init__(self, base_url: str, *, timeout_s: float = 300.0) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout_s, limits=limits)
+
+    async def __aenter__(self) -> EngineClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        stream_interval: int = 1,
+        share: bool = False,
+        into: Stream | None = None,
+        on_chunk: Callable[[], None] = lambda: None,
+    ) -> Stream:
+        """Send a request and read its answer to the end; exactly ``max_new_tokens`` tokens come.
+
+        Args:
+            stream_interval: tokens in a chunk; the first token always comes alone.
+            share: ask a policy to keep this prompt whole, for the branches that will share it.
+            into: receives what arrives, while it arrives.
+            on_chunk: called after each chunk.
+
+        Raises:
+            ServeBenchError: the server refused the request or broke off.
+        """
+        answer = Stream() if into is None else into
+        sampling: dict[str, Any] = {
+            "temperature": 0,
+            "max_new_tokens": max_new_tokens,
+            "ignore_eos": True,
+            "stream_interval": stream_interval,
+        }
+        if share:
+            sampling["custom_params"] = {"kv_share": True}
+        body = {
+            "text": prompt.text,
+            "image_data": [str(path) for path in prompt.screens],
+            "sampling_params": sampling,
+            "stream": True,
+        }
+        answer.sent_s = time.perf_counter()
+        try:
+            async with self._http.stream("POST", "/generate", json=body) as response:
+                if response.is_error:
+                    raise ServeBenchError(f"/generate answered {response.status_code}: {(await response.aread())!r}")
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        _take(answer, json.loads(line[6:]))
+                        on_chunk()
+        except httpx.HTTPError as error:
+            raise ServeBenchError(
+                f"/generate broke off ({type(error).__name__}: {error}); see the server's log"
+            ) from error
+        answer.done = True
+        return answer
+
+    async def pause(self) -> None:
+        """Hold the scheduler between two steps. It goes on taking requests that were sent before."""
+        await self._post("/pause_generation", {"mode": "in_place"})
+
+    async def resume(self) -> None:
+        """Let the scheduler go on."""
+        await self._post("/continue_generation", {})
+
+    async def abort_all(self) -> None:
+        """End all requests."""
+        await self._post("/abort_request", {"rid": "", "abort_all": True})
+
+    async def flush(self) -> None:
+        """Empty the radix tree, as soon as nothing runs."""
+        await self._post("/flush_cache?timeout=30", {})
+
+    async def pool(self) -> PoolState:
+        """Pool and queue now."""
+        return pool_state(await self._get("/metrics"))
+
+    async def server_info(self) -> dict[str, Any]:
+        """The server's arguments and state."""
+        info: dict[str, Any] = json.loads(await self._get("/server_info"))
+        return info
+
+    async def policy_report(self) -> dict[str, int]:
+        """What the policy counts; empty for a server without one."""
+        states = (await self.server_info()).get("internal_states") or [{}]
+        report: dict[str, int] = states[0].get("star_kv") or {}
+        return report
+
+    async def _post(self, path: str, body: dict[str, Any]) -> None:
+        response = await self._http.post(path, json=body)
+        if response.is_error:
+            raise ServeBenchError(f"{path} answered {response.status_code}: {response.text[:300]}")
+
+    async def _get(self, path: str) -> str:
+        response = await self._http.get(path, follow_redirects=True)
+        if response.is_error:
+            raise ServeBenchError(f"{path} answered {response.status_code}: {response.text[:300]}")
+        return response.text
+
+
+def _take(answer: Stream, event: dict[str, Any]) -> None:
+    now = time.perf_counter()
+    if "error" in event:
+        raise ServeBenchError(f"/generate: {event['error']}")
+    answer.text = event["text"]
+    answer.meta.update(event["meta_info"])
+    answer.chunks.append((now, int(event["meta_info"]["completion_tokens"])))

@@ -1,0 +1,1 @@
+"""The subcommands of `star-kv` that come with the extra `tools`."""
