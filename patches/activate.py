@@ -8,7 +8,7 @@ from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError
 from star_kv_sglang.patches import factories, hooks
-from star_kv_sglang.patches.manifest import FLAGS, HOOKS, REQUEST_HOOKS
+from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, REQUEST_HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
 
@@ -20,9 +20,10 @@ def install_flags() -> None:
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from star_kv_sglang.server_args import StarServerArgs, call_with_a_policy
+    from star_kv_sglang.server_args import StarServerArgs, call_with_a_policy, call_with_an_image_cache
 
     call_with_a_policy(install_request_checks)
+    call_with_an_image_cache(install_image_sharing)
     HookRegistry.register(FLAGS.target, StarServerArgs, HookType.REPLACE)
     # Engine binds the class when its module is imported, before hooks apply.
     Engine.server_args_class = StarServerArgs
@@ -53,13 +54,26 @@ def install_request_checks() -> None:
     Raises:
         SeamMovedError: SGLang did not take one.
     """
+    _install_late(REQUEST_HOOKS)
+
+
+def install_image_sharing() -> None:
+    """Let processed screenshots lie in shared memory in the process that answers clients; once is enough.
+
+    Raises:
+        SeamMovedError: SGLang did not take a hook.
+    """
+    _install_late(IMAGE_HOOKS)
+
+
+def _install_late(seams: tuple[Seam, ...]) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    if not active_hooks(REQUEST_HOOKS):
-        _register(REQUEST_HOOKS)
+    if not active_hooks(seams):
+        _register(seams)
         # This process has loaded its plugins, and SGLang applies hooks only then.
         HookRegistry.apply_hooks()
-    verify_active(REQUEST_HOOKS)
+    verify_active(seams)
 
 
 def active_hooks(seams: Iterable[Seam] = HOOKS) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.engine import request_params, runtime
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.images import runtime as images
 
 if TYPE_CHECKING:
     from sglang.srt.beam_search.coordinator import BeamCoordinator
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import GetInternalStateReqOutput
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
     from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
@@ -129,3 +132,17 @@ async def around_handle_request(
         except ConfigError as error:
             return serving.create_error_response(str(error))
     return await original(serving, request, raw_request)
+
+
+async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
+    """Move the features of screenshots that were just processed into shared memory, once, off the event loop."""
+    artifacts = await original(processor, entries)
+    return await asyncio.to_thread(images.store().move_artifacts, artifacts)
+
+
+async def around_send_one_request(original: Callable[..., Any], manager: TokenizerManager, tokenized_obj: Any) -> Any:
+    """Send where a request's features lie instead of a copy of them."""
+    items = getattr(tokenized_obj.mm_inputs, "mm_items", None)
+    if items:
+        images.store().detach_features(items, manager.rid_to_state.get(tokenized_obj.rid))
+    return await original(manager, tokenized_obj)

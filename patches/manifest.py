@@ -117,6 +117,29 @@ REQUEST_HOOKS = (
 )
 """Hooks of the process that answers clients; put in place when its arguments ask for a policy."""
 
+IMAGE_HOOKS = (
+    Seam(
+        target="sglang.srt.multimodal.media_artifacts.base.MediaArtifactCacheMixin."
+        "_run_preprocess_and_build_artifact_batch",
+        kind=SeamKind.AROUND,
+        signature="(self, entries)",
+        why="the features of a screenshot move into shared memory once, before SGLang's cache holds them",
+        upstream="srt/multimodal/media_artifacts/base.py",
+        remove_when="SGLang keeps the features of its image cache where the scheduler can map them",
+        hook="around_build_artifact_batch",
+    ),
+    Seam(
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager._send_one_request",
+        kind=SeamKind.AROUND,
+        signature="(self, tokenized_obj)",
+        why="a request says where its features lie; SGLang would copy them into a new segment",
+        upstream="srt/managers/tokenizer_manager.py",
+        remove_when="SGLang keeps the features of its image cache where the scheduler can map them",
+        hook="around_send_one_request",
+    ),
+)
+"""Hooks of the process that answers clients; put in place when it keeps processed screenshots."""
+
 _TREE = "sglang.srt.mem_cache.radix_cache.RadixCache"
 _TREE_WHY = "sizes are counted in live slots, and sealed segments are never split"
 _NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
@@ -270,7 +293,7 @@ EXTENSION_POINTS = (
     ),
 )
 
-ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *EXTENSION_POINTS, *READS)
+ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *IMAGE_HOOKS, *EXTENSION_POINTS, *READS)
 
 
 def flags(fields: Iterable[str]) -> tuple[Seam, ...]:

@@ -10,6 +10,7 @@ The record keeps what the user asked for. What SGLang makes of it is declared be
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Optional
 
@@ -19,13 +20,17 @@ from sglang.srt.server_args import ServerArgs
 
 from star_kv_sglang import compat
 from star_kv_sglang.config import FULL, POLICIES, PolicyConfig
-from star_kv_sglang.errors import UnsupportedSetupError
+from star_kv_sglang.errors import ConfigError, UnsupportedSetupError
 from star_kv_sglang.policies import REFUSED
 
 logger = logging.getLogger(__name__)
 
 RADIX_CACHE_BACKEND = "star_kv"
 """Name under which the tree is registered with SGLang."""
+IMAGE_CACHE_SHARE = 8
+"""The cache of processed screenshots takes this part of the machine's memory."""
+MOST_IMAGE_CACHE_MB = 16_384
+"""But no more: a screenshot of 1920 x 1080 is 50 MB, so that 320 of them fit."""
 
 _inherited: PolicyConfig | None = None
 """The configuration that came with this process's arguments; None in the process that parsed the command line."""
@@ -42,6 +47,20 @@ _with_a_policy: list[Callable[[], None]] = []
 def call_with_a_policy(call: Callable[[], None]) -> None:
     """Call this whenever arguments of this process have been resolved that ask for a policy."""
     _with_a_policy.append(call)
+
+
+_with_an_image_cache: list[Callable[[], None]] = []
+
+
+def call_with_an_image_cache(call: Callable[[], None]) -> None:
+    """Call this whenever arguments of this process have been resolved that keep processed screenshots."""
+    _with_an_image_cache.append(call)
+
+
+def default_image_cache_mb() -> int:
+    """MiB of processed screenshots that are kept where nobody says how many."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    return min(MOST_IMAGE_CACHE_MB, memory // IMAGE_CACHE_SHARE)
 
 
 class StarServerArgs(ServerArgs):
@@ -71,6 +90,13 @@ class StarServerArgs(ServerArgs):
         Optional[str],  # noqa: UP045
         Arg(help="JSON object, or a file that holds one, with the scorer's parameters; unknown keys are refused."),
     ] = None
+    kv_image_cache_mb: Annotated[
+        Optional[int],  # noqa: UP045
+        Arg(
+            help="MiB of processed screenshots that are kept, so that each is processed and moved once; 0: none. "
+            "Default: an eighth of the machine's memory, at most 16384, with a policy; off with 'full'."
+        ),
+    ] = None
 
     def policy_config(self) -> PolicyConfig:
         """The validated configuration of these flags."""
@@ -93,8 +119,10 @@ class StarServerArgs(ServerArgs):
         if getattr(self, "_resolution_finished", False):
             return
         config = self.policy_config()
-        if config.active:
+        if config.active or self.kv_image_cache_mb is not None:
             compat.require_supported_sglang()
+        self._size_image_cache(with_a_policy=config.active)
+        if config.active:
             early = compat.reasons_from_flags(resolving_view(self))
             if early:
                 raise UnsupportedSetupError(early)
@@ -106,6 +134,32 @@ class StarServerArgs(ServerArgs):
                 raise UnsupportedSetupError(reasons)
             for call in _with_a_policy:
                 call()
+        if self._keeps_images(with_a_policy=config.active):
+            for call in _with_an_image_cache:
+                call()
+
+    def _keeps_images(self, *, with_a_policy: bool) -> bool:
+        """Whether processed screenshots are kept in shared memory."""
+        asked = with_a_policy if self.kv_image_cache_mb is None else self.kv_image_cache_mb > 0
+        return asked and bool(resolving_view(self).mm_preprocess_cache_size_mb)
+
+    def _size_image_cache(self, *, with_a_policy: bool) -> None:
+        """Give SGLang's cache of processed images its size, where nobody else did.
+
+        Raises:
+            ConfigError: Its size was given twice, or is negative.
+        """
+        wanted, given = self.kv_image_cache_mb, resolving_view(self).mm_preprocess_cache_size_mb
+        if wanted is not None and given is not None:
+            raise ConfigError(
+                f"--kv-image-cache-mb {wanted} and --mm-preprocess-cache-size-mb {given} size the same cache; give one"
+            )
+        if wanted is not None and wanted < 0:
+            raise ConfigError(f"--kv-image-cache-mb is {wanted}; give MiB, or 0 to turn the cache off")
+        if wanted is None and given is None and with_a_policy:
+            wanted = default_image_cache_mb()
+        if wanted is not None:
+            declare_resolution(self, "--kv-image-cache-mb", mm_preprocess_cache_size_mb=wanted)
 
     def _choose_backends(self) -> None:
         """Select our tree, and an attention backend that understands holes where SGLang would choose another."""

@@ -1,4 +1,4 @@
-"""SGLang's cache of processed images under a policy: no answer and no choice changes, and its hits are real."""
+"""Processed screenshots that are kept: no answer and no choice changes, and each is processed and moved once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import base64
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from star_kv_sglang.images import runtime
+from star_kv_sglang.images.store import FeatureCounters
 from tests.engine.conversation import Answer, Chat, question, screenshot
 from tests.engine.harness import TestEngine, running_engine
 from tests.engine.masked_reference import read_drops
@@ -30,12 +32,14 @@ class Held:
         kept: What every prune kept.
         num_hits: Of the image cache, after the turns.
         trusted: The last turn once more, with other bytes under the hashes of its screenshots.
+        sharing: What the store of features did meanwhile.
     """
 
     answers: list[Answer]
     kept: list[Any]
     num_hits: int
     trusted: Answer
+    sharing: FeatureCounters
 
 
 def png(seed: int) -> bytes:
@@ -62,7 +66,7 @@ def prompts() -> list[Chat]:
 
 def hold(engine: TestEngine, trace: Path) -> Held:
     """Hold the conversation; ask for its last turn again, and once more with bytes that nobody should read."""
-    chats = prompts()
+    chats, before = prompts(), replace(runtime.store().counters)
     answers = [engine.answer(chat, NUM_OUTPUT, logprob_from=0, rid=f"turn{i}") for i, chat in enumerate(chats)]
     num_hits: int = engine.engine.tokenizer_manager.mm_processor.mm_preprocess_cache.stats()["hits"]
     answers.append(engine.answer(chats[-1], NUM_OUTPUT, logprob_from=0, rid="again", extra_key="a"))
@@ -70,14 +74,16 @@ def hold(engine: TestEngine, trace: Path) -> Held:
     other = Chat(chats[-1].text, tuple(url(png(9)) for _ in hashes))  # type: ignore[misc]
     trusted = engine.answer(other, NUM_OUTPUT, logprob_from=0, rid="trusted", extra_key="b", content_hashes=hashes)
     kept = [(drop.rid, drop.start, drop.kept.tolist()) for drop in read_drops(trace) if drop.rid != "trusted"]
-    return Held(answers, kept, num_hits, trusted)
+    after = runtime.store().counters
+    sharing = FeatureCounters(**{name: value - getattr(before, name) for name, value in asdict(after).items()})
+    return Held(answers, kept, num_hits, trusted, sharing)
 
 
 @pytest.fixture(scope="module")
 def both(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Held, Held]:
-    """Without the cache, and with it and clients' hashes trusted."""
+    """Without the cache, and with what a policy turns on and clients' hashes trusted."""
     held = []
-    for flags in ({}, {"mm_preprocess_cache_size_mb": 64, "trust_mm_content_hashes": True}):
+    for flags in ({"kv_image_cache_mb": 0}, {"trust_mm_content_hashes": True}):
         trace = tmp_path_factory.mktemp("trace")
         with running_engine(
             checkpoint("qwen2_5_vl"), exact=True, kv_policy="star", kv_budget=0.3,
@@ -106,3 +112,13 @@ def test_a_trusted_hash_stands_for_the_bytes(both: tuple[Held, Held]) -> None:
     plain, cached = both
     assert cached.trusted.logprobs == cached.answers[-1].logprobs
     assert plain.trusted.logprobs != plain.answers[-1].logprobs, "other bytes are another prompt"
+
+
+def test_features_move_once_and_travel_never(both: tuple[Held, Held]) -> None:
+    plain, cached = both
+    assert plain.sharing == FeatureCounters()
+    num_requests, num_items = NUM_TURNS + 2, 1 + 2 + 3 + 3 + 3
+    assert num_requests == len(cached.answers) + 1
+    assert cached.sharing.num_moved == NUM_TURNS
+    assert cached.sharing.num_sent == num_items
+    assert cached.sharing.num_not_moved == 0

@@ -1,0 +1,74 @@
+"""Anonymous shared memory that another process of the same user maps by the owner's file descriptor.
+
+Nothing has a name in a file system: what a killed process held is gone with it, and ``/dev/shm`` may be small.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+
+_NAME = "star-kv-feature"
+
+
+@dataclass(frozen=True)
+class SegmentAddress:
+    """Where another process finds a segment.
+
+    Attributes:
+        pid: The process that owns it.
+        fd: Its file descriptor there.
+        inode: Of the memory file; another file under the same descriptor is not taken for it.
+        num_bytes: Its size.
+    """
+
+    pid: int
+    fd: int
+    inode: int
+    num_bytes: int
+
+
+class Segment:
+    """Shared memory that this process owns; it is given back when nobody in this process refers to it.
+
+    Args:
+        num_bytes: Its size, above 0.
+
+    Raises:
+        OSError: The memory is not there (ENOMEM, ENOSPC), or too many files are open (EMFILE).
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)
+        try:
+            # Pages that are only promised would end the process where they are written first.
+            os.posix_fallocate(self._fd, 0, num_bytes)
+            self.memory = mmap.mmap(self._fd, num_bytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.address = SegmentAddress(os.getpid(), self._fd, os.fstat(self._fd).st_ino, num_bytes)
+
+    def __del__(self) -> None:
+        """Close the descriptor; pages that somebody maps stay until they are unmapped."""
+        if hasattr(self, "memory"):
+            os.close(self._fd)
+
+
+def map_privately(address: SegmentAddress) -> mmap.mmap:
+    """Map another process's segment; what is written here stays here, and nothing is read before it is asked for.
+
+    Raises:
+        OSError: The owner is gone, or no longer holds the segment.
+    """
+    fd = os.open(f"/proc/{address.pid}/fd/{address.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if (found.st_ino, found.st_size) != (address.inode, address.num_bytes):
+            raise FileNotFoundError(
+                f"process {address.pid} no longer holds the features behind descriptor {address.fd}"
+            )
+        return mmap.mmap(fd, address.num_bytes, access=mmap.ACCESS_COPY)
+    finally:
+        os.close(fd)

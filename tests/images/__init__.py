@@ -1,0 +1,1 @@
+"""Processed screenshots in shared memory."""

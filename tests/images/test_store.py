@@ -1,0 +1,152 @@
+"""Features in shared memory: the same bits in another process, nothing left behind, nothing copied."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from star_kv_sglang.images import segment
+from star_kv_sglang.images.segment import Segment, map_privately
+from star_kv_sglang.images.shared_feature import SharedFeature
+from star_kv_sglang.images.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What SGLang keeps of a processed image, as far as the store looks at it."""
+
+    feature: torch.Tensor | None
+
+
+class Request:
+    """What the API process remembers of a request until it is over."""
+
+
+def num_segments() -> int:
+    """Segments that this process holds."""
+    return sum("star-kv-feature" in os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+
+def sent(store: FeatureStore, feature: torch.Tensor, request: Any) -> Any:
+    """What a request carries instead of the feature."""
+    item = SimpleNamespace(feature=feature)
+    store.detach_features([item], request)
+    return item.feature
+
+
+def received_sums(data: list[bytes], results: Any) -> None:
+    """Another process: unpickle features, write into them, say what they held."""
+    tensors = [pickle.loads(one).materialize() for one in data]
+    results.put([float(one.sum()) for one in tensors])
+    for one in tensors:
+        one.zero_()
+
+
+def test_another_process_maps_the_same_bits_and_cannot_change_them() -> None:
+    store, dtypes = FeatureStore(), (torch.float32, torch.bfloat16, torch.uint8)
+    features = [torch.arange(6 * 5).reshape(6, 5).to(dtype) for dtype in dtypes]
+    moved, request = [store.move(one) for one in features], Request()
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    carried = [pickle.dumps(sent(store, one, request)) for one in moved]
+    process = context.Process(target=received_sums, args=(carried, results))
+    process.start()
+    assert results.get(timeout=200) == [float(one.sum()) for one in features]
+    process.join()
+    assert all(torch.equal(one, other) for one, other in zip(moved, features, strict=True))
+    assert [one.dtype for one in moved] == list(dtypes)
+
+
+def test_what_travels_is_small() -> None:
+    store = FeatureStore()
+    carried = sent(store, store.move(torch.zeros(1000, 1000)), Request())
+    assert len(pickle.dumps(carried)) < 1000
+    assert store.counters.num_unsent_bytes == 4_000_000
+
+
+def test_a_feature_lives_as_long_as_the_cache_or_a_request_holds_it() -> None:
+    store, before = FeatureStore(), num_segments()
+    moved, request = store.move(torch.ones(100)), Request()
+    carried = sent(store, moved, request)
+    del moved  # the cache has dropped it
+    gc.collect()
+    assert pickle.loads(pickle.dumps(carried)).materialize().sum() == 100
+    del request
+    gc.collect()
+    assert num_segments() == before
+
+
+def test_ten_thousand_screenshots_leave_nothing_behind() -> None:
+    store, before = FeatureStore(), num_segments()
+    for number in range(10_000):
+        moved = store.move(torch.full((16,), float(number)))
+        sent(store, moved, Request())
+    del moved
+    gc.collect()
+    assert num_segments() == before
+    assert store.counters.num_moved == 10_000
+
+
+def test_features_that_are_gone_are_an_error_of_their_request_alone() -> None:
+    store = FeatureStore()
+    moved, request = store.move(torch.ones(100)), Request()
+    data = pickle.dumps(sent(store, moved, request))
+    del moved, request
+    gc.collect()
+    late = pickle.loads(data)
+    with pytest.raises(RuntimeError, match="could not be mapped"):
+        late.materialize()
+
+
+def test_another_file_under_the_same_descriptor_is_not_taken_for_the_features() -> None:
+    first = Segment(64)
+    address = first.address
+    del first
+    gc.collect()
+    second = Segment(64)
+    assert second.address.fd == address.fd
+    with pytest.raises(OSError, match="no longer holds"):
+        map_privately(address)
+
+
+def test_without_memory_the_feature_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, start: int, length: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(segment.os, "posix_fallocate", full)
+    store, feature, before = FeatureStore(), torch.ones(10), num_segments()
+    assert store.move(feature) is feature
+    assert store.counters.num_not_moved == 1
+    assert sent(store, feature, Request()) is feature, "SGLang copies it, as without the store"
+    assert num_segments() == before
+
+
+def test_features_on_a_device_and_images_without_features_stay_as_they_are() -> None:
+    artifacts = [Artifact(None), Artifact(torch.ones(3, device="meta")), Artifact(torch.ones(0))]
+    moved = FeatureStore().move_artifacts(artifacts)
+    assert all(one is other for one, other in zip(moved, artifacts, strict=True))
+
+
+def test_a_request_that_is_over_gets_a_copy() -> None:
+    store = FeatureStore()
+    moved = store.move(torch.ones(10))
+    assert sent(store, moved, None) is moved
+
+
+def test_a_discarded_feature_leaves_the_owner_its_memory() -> None:
+    store = FeatureStore()
+    moved, request = store.move(torch.ones(10)), Request()
+    received = pickle.loads(pickle.dumps(sent(store, moved, request)))
+    assert isinstance(received, SharedFeature)
+    received.close_and_unlink()
+    assert moved.sum() == 10
+    assert pickle.loads(pickle.dumps(sent(store, moved, request))).materialize().sum() == 10
