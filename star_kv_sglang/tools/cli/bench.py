@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from star_kv_sglang.tools.cli.bench_budget import budget
+from star_kv_sglang.tools.cli.bench_fleet import fleet
 from star_kv_sglang.tools.cli.bench_ops import ops
 from star_kv_sglang.tools.cli.bench_serve import serve
 from star_kv_sglang.tools.cli.bench_tree import tree
@@ -20,6 +21,7 @@ bench_app = typer.Typer(
 bench_app.command("ops")(ops)
 bench_app.command("turn")(turn)
 bench_app.command("serve")(serve)
+bench_app.command("fleet")(fleet)
 bench_app.command("budget")(budget)
 bench_app.command("tree")(tree)
 bench_app.command("waiting")(waiting)

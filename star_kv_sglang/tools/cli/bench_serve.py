@@ -125,7 +125,7 @@ def serve(
         policies=chosen,
         phases=names,
         sizes=_sizes(quick, {name: value for name, value in given.items() if value is not None}),
-        screens=write_screens(work / f"screens_{screen}", _size(screen)),
+        screens=write_screens(work / f"screens_{screen}", screen_size(screen)),
         model_arguments=model,
         engine_arguments=shlex.split(engine_args),
         pool=pool,
@@ -200,7 +200,8 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     return tuple(sorted(int(word) for word in words))
 
 
-def _size(text: str) -> tuple[int, int]:
+def screen_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels of ``1920x1080``."""
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) >= 56 and int(height) >= 56):
         raise typer.BadParameter(f"{text!r}: give a size such as 1920x1080, at least 56x56", param_hint="--screen")

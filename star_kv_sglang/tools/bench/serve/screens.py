@@ -22,17 +22,18 @@ def write_screens(folder: Path, size: tuple[int, int]) -> list[Path]:
     random = np.random.default_rng(0)
     image = Image.new("RGB", size, (238, 240, 243))
     for _ in range(12):
-        _draw_window(ImageDraw.Draw(image), size, random)
+        draw_window(ImageDraw.Draw(image), size, random)
     paths = []
     for index in range(NUM_SCREENS):
-        _draw_window(ImageDraw.Draw(image), size, random)
+        draw_window(ImageDraw.Draw(image), size, random)
         path = folder / f"screen_{index:02d}.png"
         image.save(path, compress_level=1)
         paths.append(path)
     return paths
 
 
-def _draw_window(draw: ImageDraw.ImageDraw, size: tuple[int, int], random: np.random.Generator) -> None:
+def draw_window(draw: ImageDraw.ImageDraw, size: tuple[int, int], random: np.random.Generator) -> None:
+    """Draw a window with lines of text at a random place."""
     width, height = (max(8, int(side * random.uniform(0.1, 0.4))) for side in size)
     left, top = int(random.uniform(0, size[0] - width)), int(random.uniform(0, size[1] - height))
     draw.rectangle((left, top, left + width, top + height), fill=_color(random), outline=(90, 90, 90))

@@ -1,0 +1,222 @@
+"""A run: one server after another under the same fleet, and what was measured as figures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from star_kv_sglang.cpu_mode import is_gpu_present
+from star_kv_sglang.tools.bench.fleet.load import Branch, Load, Turn, play
+from star_kv_sglang.tools.bench.fleet.watch import Watch
+from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.results import Figure, Results
+from star_kv_sglang.tools.bench.serve.server import GPU_ARGUMENTS, STOCK, Policy, policy_server
+from star_kv_sglang.tools.bench.serve.statistic import percentile
+from star_kv_sglang.tools.rollout.errors import RolloutError
+from star_kv_sglang.tools.rollout.server import free_port
+
+_PHASE: Final = "fleet"
+_REPEATS: Final = 5
+"""Requests that are wholly cached, one after the other, behind the fleet."""
+_WARM_UP_BRANCH: Final = 600
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server to measure.
+
+    Attributes:
+        policy: What it runs.
+        flags: Its own, beside those of all servers.
+    """
+
+    policy: Policy
+    flags: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Server:
+        """Read ``stock``, ``full`` or ``star 0.2``, and what follows a colon as flags.
+
+        Raises:
+            ServeBenchError: It is something else.
+        """
+        from star_kv_sglang.tools.bench.serve.server import parse_policies
+
+        name, _, flags = text.partition(":")
+        return cls(parse_policies(name.strip(), "0.2")[0 if name.strip() == STOCK else -1], flags.strip())
+
+    @property
+    def label(self) -> str:
+        """Its policy's label."""
+        return self.policy.label
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        servers: In order; the first one's policy is what the others are compared with.
+        search: Flags of stock of which the fastest is taken, each tried with a short fleet; empty: as given.
+        search_turns: Turns of that fleet.
+        load: The fleet.
+        model_arguments, engine_arguments: Flags of every server.
+        most_seconds: No turn begins later, of each server.
+        work: Folder for logs.
+        start_timeout_s: Seconds that a server may take to start.
+    """
+
+    servers: Sequence[Server]
+    search: Sequence[str]
+    search_turns: int
+    load: Load
+    model_arguments: Sequence[str]
+    engine_arguments: Sequence[str]
+    most_seconds: float
+    work: Path
+    start_timeout_s: float
+
+
+@dataclass
+class Run:
+    """A run, and how it shows what it does.
+
+    Attributes:
+        plan: What it does.
+        results: Where figures go.
+        screenshots: Data URLs by seed.
+        say: Shows one line.
+        problems: What failed.
+    """
+
+    plan: Plan
+    results: Results
+    screenshots: Mapping[int, str]
+    say: Callable[[str], None]
+    problems: list[str] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """Find stock's best flags, where asked for, and measure every server."""
+        best = self._best_of_stock()
+        for server in self.plan.servers:
+            chosen = replace(server, flags=f"{best} {server.flags}".strip()) if server.label == STOCK else server
+            self._measure(chosen, self.plan.load, phase=_PHASE)
+
+    def _best_of_stock(self) -> str:
+        speeds: dict[str, float] = {}
+        load = replace(self.plan.load, turns=min(self.plan.search_turns, self.plan.load.turns))
+        for flags in self.plan.search:
+            speeds[flags] = self._measure(Server(Policy(STOCK), flags), load, phase="search")
+        return max(speeds, key=speeds.__getitem__, default="")
+
+    def _measure(self, server: Server, load: Load, *, phase: str) -> float:
+        """Turns a second; 0 where it failed, which is written down."""
+        port = free_port()
+        log = self.plan.work / f"{phase}_{server.label.replace(' ', '_')}.log"
+        flags = [
+            *self.plan.model_arguments,
+            *(GPU_ARGUMENTS if is_gpu_present() else ()),
+            "--skip-server-warmup",
+            *self.plan.engine_arguments,
+            *shlex.split(server.flags),
+        ]
+        try:
+            with policy_server(
+                server.policy,
+                flags,
+                log,
+                port=port,
+                timeout_s=self.plan.start_timeout_s,
+                on_wait=lambda seconds: self.say(f"{server.label}: server starts, {seconds:.0f} s"),
+            ) as url:
+                return asyncio.run(self._play(server, load, url, port, phase))
+        except (RolloutError, ServeBenchError) as error:
+            self.problems.append(f"{server.label}: {error}")
+            note = str(error).splitlines()[0][:300]
+            self.results.add(Figure(server.label, phase, "failed", None, batch=load.branches, partial=True, note=note))
+            return 0.0
+
+    async def _play(self, server: Server, load: Load, url: str, port: int, phase: str) -> float:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=600.0, limits=limits) as http:
+            self.say(f"{server.label}: warm-up")
+            await _warm_up(http, load, self.screenshots)
+            done = 0
+
+            def on_turn() -> None:
+                nonlocal done
+                done += 1
+                self.say(f"{server.label}: turn {done} of {load.branches * load.turns}")
+
+            with Watch(port) as watch:
+                until = time.perf_counter() + self.plan.most_seconds
+                turns, branches = await play(load, http, self.screenshots, until_s=until, on_turn=on_turn)
+            if not turns:
+                raise ServeBenchError("no turn ended in time")
+            whole = len(turns) == load.branches * load.turns
+            again = [await branches[0].ask(http, load.turns - 1, again=True) for _ in range(_REPEATS)] if whole else []
+            await self._note_server(server, http, phase)
+        figures = _figures(turns, again, watch)
+        note = f"{load.turns} turns, {load.history}"
+        note += f", groups of {load.group_size} share {load.shared}" if load.shared else ""
+        note += f"; {server.flags}" if server.flags else ""
+        at = {"batch": load.branches, "partial": not whole, "note": note}
+        self.results.add(*(Figure(server.label, phase, name, value, **at) for name, value in figures.items()))  # type: ignore[arg-type]
+        return figures["turns_per_s"] or 0.0
+
+    async def _note_server(self, server: Server, http: httpx.AsyncClient, phase: str) -> None:
+        """Slots of its pool, so that a ratio's reader sees what both had."""
+        info = (await http.get("/server_info", follow_redirects=True)).json()
+        slots = info.get("max_total_num_tokens") or (info.get("internal_states") or [{}])[0].get("max_total_num_tokens")
+        self.results.add(Figure(server.label, phase, "pool_slots", slots and float(slots)))
+
+
+async def _warm_up(http: httpx.AsyncClient, load: Load, screenshots: Mapping[int, str]) -> None:
+    """Compile what is compiled late, with screenshots of the fleet but under other words, and forget all of it."""
+    short = Load(branches=2, turns=2, history=load.history, answer_tokens=4)
+    numbers = [_WARM_UP_BRANCH + number for number in range(short.branches)]
+    seeds = [short.seed(number, turn) for number in numbers for turn in range(short.turns)]
+    pictures = dict(zip(seeds, cycle(screenshots.values()), strict=False))
+    talks = [Branch(number, short, pictures) for number in numbers]
+    for turn in range(short.turns):
+        await asyncio.gather(*(talk.ask(http, turn) for talk in talks))
+    response = await http.post("/flush_cache?timeout=30", json={})
+    if response.is_error:
+        raise ServeBenchError(f"/flush_cache answered {response.status_code}: {response.text[:200]}")
+
+
+def _figures(turns: Sequence[Turn], again: Sequence[Turn], watch: Watch) -> dict[str, float | None]:
+    """Figures by name, with their units."""
+    wall = max(turn.end_s for turn in turns) - min(turn.start_s for turn in turns)
+    ttft = [turn.first_s - turn.start_s for turn in turns]
+    prompt, cached = sum(turn.prompt_tokens for turn in turns), sum(turn.cached_tokens for turn in turns)
+    speed = len(turns) / wall
+    figures: dict[str, float | None] = {
+        "turns_per_s": speed,
+        "prefilled_tokens": float(prompt - cached),
+        "hit_rate": cached / prompt,
+        "ttft_s_p50": percentile(ttft, 0.5),
+        "ttft_s_p95": percentile(ttft, 0.95),
+        "sent_mb": sum(turn.sent_bytes for turn in turns) / 1e6,
+        "wall_s": wall,
+    }
+    figures |= {f"cpu_s_{role}": seconds for role, seconds in watch.cpu_s.items()}
+    if watch.gpu_busy is not None:
+        figures["gpu_busy"] = watch.gpu_busy
+    if again:
+        figures["cached_request_s_p50"] = percentile([turn.first_s - turn.start_s for turn in again], 0.5)
+    return figures
+
+
+def num_jobs() -> int:
+    """Processes that draw screenshots."""
+    return max(1, min(16, os.cpu_count() or 1))
