@@ -91,11 +91,6 @@ FLAG_RULES = (
         "enable_kv_cache_sharding",
         "KV sharding (--enable-kv-cache-sharding): ranks hold different pages of a row; drop it",
     ),
-    Rule(
-        ("enable_mixed_chunk", "device"),
-        lambda mixed, device: mixed and device != "cpu",
-        "mixed batches (--enable-mixed-chunk) on a GPU: never verified there with rows that are pruned; drop it",
-    ),
     _is_set(
         "enable_deterministic_inference",
         "deterministic inference (--enable-deterministic-inference): it turns the radix cache off for these models; "

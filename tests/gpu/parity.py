@@ -40,6 +40,7 @@ class Setup:
         policy: ``stock`` (plugin not loaded), ``full``, or a budget of ``star``.
         reference: Name of the engine that it is compared with; empty for those that are only references.
         exact: PyTorch's operators in float32, without graphs.
+        mixed: Prefills run beside decoding rows, in one batch.
     """
 
     policy: str
@@ -50,12 +51,14 @@ class Setup:
     chunk: int | None = None
     reference: str = ""
     exact: bool = False
+    mixed: bool = False
 
     @property
     def name(self) -> str:
         """What tells it from the others."""
         words = [self.policy, self.dtype, f"p{self.page_size}", "graph" if self.graph else "eager"]
         words += ["" if self.overlap else "no-overlap", f"chunk{self.chunk}" if self.chunk else ""]
+        words += ["mixed"] if self.mixed else []
         return " ".join(word for word in words if word)
 
     def arguments(self, trace: Path) -> dict[str, Any]:
@@ -69,6 +72,8 @@ class Setup:
             given["disable_overlap_schedule"] = True
         if self.chunk:
             given["chunked_prefill_size"] = self.chunk
+        if self.mixed:
+            given["enable_mixed_chunk"] = True
         if self.policy == "full":
             given["kv_policy"] = "full"
         elif self.policy != STOCK:
@@ -84,9 +89,9 @@ def _group(dtype: str, page_size: int, chunk: int | None, *policies: str) -> lis
     return [stock, *rows]
 
 
-def _like(group: Sequence[Setup], **other: Any) -> Setup:
-    """The pruning engine of a group in another mode, compared with it."""
-    base = next(one for one in group if one.policy == "0.2")
+def _like(group: Sequence[Setup], policy: str = "0.2", **other: Any) -> Setup:
+    """An engine of a group, the pruning one if not said otherwise, in another mode, compared with it."""
+    base = next(one for one in group if one.policy == policy)
     return Setup(**{**asdict(base), **other, "reference": base.name})
 
 
@@ -106,14 +111,19 @@ def table() -> list[Setup]:
     return [
         *half,
         _like(half, graph=False, overlap=False),
+        _like(half, STOCK, mixed=True),
+        _like(half, mixed=True),
         exact,
         *plain,
         _like(plain, graph=False),
         _like(plain, overlap=False),
         *chunked,
         _like(chunked, graph=False, overlap=False),
+        _like(chunked, STOCK, mixed=True),
+        _like(chunked, mixed=True),
         *pages,
         _like(pages, graph=False, overlap=False),
+        _like(pages, mixed=True),
         *large,
         _like(large, graph=False, overlap=False),
     ]
@@ -122,23 +132,28 @@ def table() -> list[Setup]:
 def run_one(setup: Setup, out: Path) -> None:
     """Start this engine, play the scenario and write what it said and kept."""
     if setup.policy == STOCK:
-        os.environ["SGLANG_PLUGINS"] = "none"
+        os.environ["SGLANG_PLUGINS"] = "mixed_steps"  # the counter alone
     from star_kv_sglang import cpu_mode
 
     if not cpu_mode.is_gpu_present():
         cpu_mode.enable()
     from tests.engine.harness import running_engine
+    from tests.gpu.mixed_steps import counted_mixed_steps
     from tests.gpu.scenario import as_json, kept_tokens, play
 
     with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder)
+        trace, steps = Path(folder), Path(folder) / "mixed_steps"
         started = time.monotonic()
-        with running_engine(EXAMPLE_MODEL, exact=setup.exact, **setup.arguments(trace)) as engine:
+        with (
+            counted_mixed_steps(steps),
+            running_engine(EXAMPLE_MODEL, exact=setup.exact, **setup.arguments(trace)) as engine,
+        ):
             start_s = time.monotonic() - started
             said = play(engine)
             run_s = time.monotonic() - started - start_s
             stats = {} if setup.policy in (STOCK, "full") else engine.run(engine.idle_stats())
-        more = {"start_s": start_s, "run_s": run_s, "stats": stats}
+        num_mixed = len(steps.read_text(encoding="utf-8").splitlines())
+        more = {"start_s": start_s, "run_s": run_s, "stats": stats, "num_mixed_steps": num_mixed}
         out.write_text(as_json(said, kept_tokens(trace), **more), encoding="utf-8")
 
 
@@ -152,6 +167,7 @@ class Row:
         same_hits: Whether every request found as many tokens in the tree.
         same_kept: Layers' choices that are the reference's, of all; empty where nothing is pruned.
         leaks: "none", or what SGLang's checks or the census said.
+        num_mixed_steps: Steps in which rows, pruned ones where anything is pruned, decoded beside a prefill.
     """
 
     engine: str
@@ -162,6 +178,7 @@ class Row:
     same_kept: str = ""
     leaks: str = "none"
     num_prunes: int = 0
+    num_mixed_steps: int = 0
     start_s: float = 0.0
     run_s: float = 0.0
 
@@ -172,6 +189,7 @@ def compare(setup: Setup, mine: dict[str, Any], reference: dict[str, Any] | None
         "engine": setup.name,
         "reference": setup.reference,
         "num_prunes": mine.get("stats", {}).get("num_prunes", 0),
+        "num_mixed_steps": mine.get("num_mixed_steps", 0),
         "start_s": round(mine["start_s"], 1),
         "run_s": round(mine["run_s"], 1),
     }
