@@ -64,7 +64,7 @@ def run_contender(
 @contextmanager
 def _server(contender: Contender, out: Path, console: Console) -> Iterator[str]:
     """A running server; a spinner turns while it starts."""
-    pool = ("--max-total-tokens", str(POOL_TOKENS), "--enable-cache-report", "--enable-metrics")
+    pool = ("--max-total-tokens", str(POOL_TOKENS), "--enable-metrics")
     flags = ("--model-path", str(MODEL), *pool, *contender.flags)
     with console.status("Starting the server") as status:
 

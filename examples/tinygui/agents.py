@@ -15,6 +15,7 @@ from star_kv_sglang.config import FULL, read_mapping
 from star_kv_sglang.tools.eval.suite.prompts import PromptWriter
 from star_kv_sglang.tools.eval.suite.served import Reply, Shown, SuiteEngine, device, engine_dtype, start_engine
 from star_kv_sglang.tools.eval.suite.vision import SeenScreen, load_screens, see_all
+from star_kv_sglang.tools.measuring import POLICY_CONFIG
 from star_kv_sglang.tools.rollout.scoring import is_correct
 from star_kv_sglang.tools.rollout.trajectory import Question, Trajectory
 from tinygui.recall import recall_case
@@ -76,8 +77,7 @@ def agents_on_engine(
 ) -> Iterator[tuple[SuiteEngine, PromptWriter, list[Branch]]]:
     """An engine with these flags, and the agents at their beginning, while the block runs."""
     if flags.get("kv_policy", FULL) != FULL:
-        # The last questions pin all histories, whatever the size of the pool.
-        config = {"pinned_share": 1.0, **read_mapping(flags.get("kv_policy_config", "{}"))}
+        config = {**POLICY_CONFIG, **read_mapping(flags.get("kv_policy_config", "{}"))}
         flags["kv_policy_config"] = json.dumps(config)
     engine = SuiteEngine(start_engine(model, **flags), trajectories[0].turns[0].image_png)
     try:

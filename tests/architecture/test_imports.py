@@ -15,7 +15,8 @@ ALLOWED: dict[str, set[str]] = {
     # what a user says
     "errors": set(),
     "config": {"algorithm", "policies"},
-    "server_args": {"config", "compat", "policies"},
+    "flags": {"config"},
+    "server_args": {"config", "flags", "compat"},
     # inside SGLang's processes
     "cache": {"algorithm", "triton_ops", "config"},
     "metrics": set(),
@@ -24,17 +25,25 @@ ALLOWED: dict[str, set[str]] = {
     # the way into SGLang
     "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention"},
     "compat": {"config", "server_args", "patches"},
-    "plugin": {"config", "server_args", "compat", "engine", "patches"},
+    "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
     # beside SGLang: what starts it
     "cpu_mode": set(),
-    "cli": {"cpu_mode", "compat", "config", "patches"},
+    "cli": {"cpu_mode", "compat", "config", "flags", "patches"},
     # the tools, in one folder: what measures and draws
     "tools.__init__": set(),
-    "tools.rollout": {"cpu_mode", "config"},
+    "tools.chat": set(),
+    "tools.measuring": set(),
+    "tools.rollout": {"cpu_mode", "config", "tools.chat"},
     "tools.report": {"tools.rollout"},
-    "tools.eval": {"algorithm", "triton_ops", "cpu_mode", "policies", "tools.rollout", "config"},
-    "tools.bench": {"triton_ops", "cpu_mode", "tools.rollout", "engine", "cache"},
-    "tools.cli": {"algorithm", "triton_ops", "cpu_mode", "tools.rollout", "tools.report", "tools.eval", "tools.bench"},
+    "tools.eval": {
+        *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
+        *("tools.chat", "tools.measuring", "tools.rollout"),
+    },
+    "tools.bench": {"triton_ops", "cpu_mode", "engine", "cache", "tools.measuring", "tools.rollout"},
+    "tools.cli": {
+        *("algorithm", "triton_ops", "cpu_mode"),
+        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench"),
+    },
     "__init__": set(),
 }
 MAY_IMPORT_SGLANG = {"patches", "cache", "engine", "attention", "server_args", "compat", "plugin", "tools.bench"}

@@ -12,6 +12,9 @@ from star_kv_sglang.tools.bench.append import append_rows, header
 def test_the_header_is_written_once(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.csv"
     append_rows(path, [])
+    assert not path.exists()
+    append_rows(tmp_path / "empty.csv", [], ["op", "us"])
+    assert (tmp_path / "empty.csv").read_text().splitlines() == ["op,us"]
     assert header(path) == []
     append_rows(path, [{"op": "a", "us": 1.5}])
     append_rows(path, [{"op": "b", "us": 2.5}, {"op": "c", "us": 3.5}])

@@ -7,18 +7,22 @@ import time
 
 import pytest
 
-from star_kv_sglang.tools.eval.client import ChatClient, Completion
-from star_kv_sglang.tools.eval.errors import RequestError, ServerGoneError
+from star_kv_sglang.tools.chat import ChatClient, Completion, RequestError, ServerGoneError
 from tests.eval.fake_server import FakeServer
 
 
 def ask(server: FakeServer, url: str | None = None, *, retries: int = 2, timeout_s: float = 10.0) -> Completion:
     async def go() -> Completion:
         async with ChatClient(
-            url or server.url, api_key="secret", retries=retries, timeout_s=timeout_s, backoff_s=0.01
+            url or server.url,
+            api_key="secret",
+            retries=retries,
+            timeout_s=timeout_s,
+            backoff_s=0.01,
+            when_gone="run it again: it goes on where it stopped",
         ) as client:
             messages = [{"role": "user", "content": "hi"}]
-            return await client.complete("tiny", messages, max_tokens=7, cache_salt="s")
+            return await client.chat(messages, model="tiny", max_tokens=7, cache_salt="s")
 
     return asyncio.run(go())
 
@@ -53,7 +57,7 @@ def test_passing_faults_are_retried(server: FakeServer, fault: int | str) -> Non
         pytest.param([503] * 3, "answered 503", 3, id="busy-to-the-end"),
         pytest.param([400], "answered 400: .*fault 400", 1, id="refused"),
         pytest.param([413], "answered 413", 1, id="too-large"),
-        pytest.param(["garbage"], "answered in another form", 1, id="garbage"),
+        pytest.param(["garbage"], "answered no JSON but .*html", 1, id="garbage"),
     ],
 )
 def test_a_request_fails(server: FakeServer, faults: list[int | str | None], message: str, num_requests: int) -> None:
@@ -66,7 +70,7 @@ def test_a_request_fails(server: FakeServer, faults: list[int | str | None], mes
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        pytest.param(["drop"] * 3, "cannot be reached .*goes on where it stopped", id="gone"),
+        pytest.param(["drop"] * 3, "broke off the connection .*goes on where it stopped", id="gone"),
         pytest.param([401], "check --api-key", id="unauthorised"),
         pytest.param([404], "check --base-url and --model", id="not-found"),
     ],
@@ -99,7 +103,7 @@ def test_a_slow_answer_is_not_asked_for_twice(server: FakeServer) -> None:
 def test_what_the_server_says_of_itself(server: FakeServer) -> None:
     async def go() -> tuple[str, dict[str, object]]:
         async with ChatClient(server.url, backoff_s=0.01) as client:
-            return await client.served_model(), await client.kv_settings()
+            return await client.model(), await client.kv_settings()
 
     assert asyncio.run(go()) == ("tiny", {"kv_budget": 0.2, "kv_policy": "star"})
 
@@ -109,7 +113,7 @@ def test_a_server_without_models(server: FakeServer) -> None:
 
     async def go() -> str:
         async with ChatClient(server.url) as client:
-            return await client.served_model()
+            return await client.model()
 
     with pytest.raises(ServerGoneError, match="lists no model; give --model"):
         asyncio.run(go())

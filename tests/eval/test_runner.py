@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.tools.eval.client import ChatClient
-from star_kv_sglang.tools.eval.errors import RunFolderError, ServerGoneError
+from star_kv_sglang.tools.chat import ChatClient, ServerGoneError
+from star_kv_sglang.tools.eval.errors import RunFolderError
 from star_kv_sglang.tools.eval.runner import Protocol, Settings, fingerprint, pending, run
 from star_kv_sglang.tools.eval.samples import Dataset
 from star_kv_sglang.tools.eval.store import RunFolder, Status, load_run
@@ -127,7 +127,7 @@ def test_a_lost_server_stops_the_run_and_keeps_what_is_done(
 ) -> None:
     server.faults = [None, None, "drop"]
     server.answer = truthful
-    with pytest.raises(ServerGoneError, match="cannot be reached"):
+    with pytest.raises(ServerGoneError, match="broke off the connection"):
         go(server, dataset, tmp_path / "out", settings(), concurrency=1)
     assert [result.sample for result in load_run(tmp_path / "out").results] == ["a/0", "a/1"]
     assert go(server, dataset, tmp_path / "out", settings(), concurrency=1) == 3

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.tools.rollout.client import ChatClient, Completion
-from star_kv_sglang.tools.rollout.errors import RolloutError
+from star_kv_sglang.tools.chat import ChatClient, ChatError, Completion
 from star_kv_sglang.tools.rollout.server import free_port
 from tests.rollout.fake_server import Chat, FakeServer, completion, fake_server, reply, send
 
@@ -60,20 +59,25 @@ def no_choice(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[st
     ids=["500", "timeout", "disconnect", "html", "no-usage", "no-choice"],
 )
 def test_a_failed_request_says_why(chat: Chat, message: str) -> None:
-    with fake_server(chat) as server, pytest.raises(RolloutError, match=message):
+    with fake_server(chat) as server, pytest.raises(ChatError, match=message):
         ask(server.url, timeout_s=2 if chat is hangs else 30)
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(RolloutError, match=f"{url}/v1/models cannot be reached"):
+    with pytest.raises(ChatError, match=f"{url}/v1/models cannot be reached"):
         ask(url)
 
 
 def test_figures_of_a_completion() -> None:
     with fake_server(reply(" x4 y4 ")) as server:
         answer = ask(f"{server.url}/v1/")
-    assert (answer.text, answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == ("x4 y4", 100, 3, 40)
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == (
+        " x4 y4 ",
+        100,
+        3,
+        40,
+    )
     assert server.requests[0]["model"] == "tiny" and server.requests[0]["temperature"] == 0
     assert "custom_params" not in server.requests[0]
 
@@ -84,3 +88,16 @@ def test_unreported_cache_hits_are_unknown_not_zero() -> None:
 
     with fake_server(chat) as server:
         assert ask(server.url).cached_tokens is None
+
+
+@pytest.mark.parametrize(("reports", "cached"), [(False, None), (True, 40)])
+def test_a_server_that_reports_nothing_is_not_believed(reports: bool, cached: int | None) -> None:
+    """SGLang without --enable-cache-report says 0 for a prompt with an image."""
+
+    async def go(url: str) -> Completion:
+        async with ChatClient(url) as client:
+            await client.server_info()
+            return await client.chat([{"role": "user", "content": "click red A here"}], max_tokens=8)
+
+    with fake_server(reply("x4 y4"), info={"enable_cache_report": reports}) as server:
+        assert asyncio.run(go(server.url)).cached_tokens == cached

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from star_kv_sglang.tools.report.kept import draw_kept
 from star_kv_sglang.tools.report.page import Picture, render_page
-from star_kv_sglang.tools.report.trace import TraceError, last_traces, load_trace
+from star_kv_sglang.tools.report.trace import TraceError, last_traces, load_trace, require_match
 from star_kv_sglang.tools.rollout.summary import Row
 from tests.star_kv import star_kv
 
@@ -158,6 +159,23 @@ def test_the_command_draws_a_trace(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "screenshot 2 of 3, 2 layers keep 2 of 4 tokens each" in result.output
     assert Image.open(tmp_path / "kept.png").size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"),
+    [([2, 3], (48, 32)), ([26, 48], (1288, 700)), ([39, 68], (1920, 1080)), ([1, 3], (300, 4)), ([1, 1], (5, 5))],
+    ids=["small", "rounded", "full HD", "thin", "one token"],
+)
+def test_a_screenshot_is_recognised_by_its_proportions(tmp_path: Path, grid: list[int], size: tuple[int, int]) -> None:
+    trace = replace(load_trace(write(tmp_path / "t.npz")), rows=grid[0], cols=grid[1])
+    require_match(trace, *size)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (1080, 1920), (1440, 1080), (48, 4)])
+def test_a_picture_of_other_proportions_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    trace = replace(load_trace(write(tmp_path / "t.npz")), rows=39, cols=68)
+    with pytest.raises(TraceError, match=rf"39 rows of 68 tokens, and a picture of {size[0]} x {size[1]} has other"):
+        require_match(trace, *size)
 
 
 @pytest.mark.parametrize("image", ["missing.png", "t.npz"], ids=["missing", "no-picture"])

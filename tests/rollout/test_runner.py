@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.tools.rollout.client import ChatClient
+from star_kv_sglang.tools.chat import ChatClient
 from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.runner import Rollout, count_shared_turns, run, select
 from star_kv_sglang.tools.rollout.summary import UNKNOWN, Row, changed, compare, summarize
@@ -109,6 +109,16 @@ def test_what_a_server_does_not_report_is_said_to_be_unknown() -> None:
     assert rows["private to a branch"] == (UNKNOWN,)
     assert rows["radix hit rate"] == ("40.0%",)
     assert rows["accuracy: click"] == ("100.0% (6 of 6)",)
+
+
+def test_a_hit_rate_that_is_not_reported_is_no_zero() -> None:
+    with fake_server(reply(" x4 y4 "), info={"enable_cache_report": False}) as server:
+        rollout = run_against(server, two_branches())
+    rows = {row.label.strip(): row.cells for row in compare([summarize(rollout, "full")], [rollout])}
+    assert rows["radix hit rate"] == ("not reported (start with --enable-cache-report)",)
+    assert {answer.completion.text for answer in rollout.answers} == {"x4 y4"}
+    said = [message["content"] for message in server.requests[-1]["messages"] if message["role"] == "assistant"]
+    assert set(said) == {"x4 y4"}
 
 
 def test_changed_outputs_are_counted_against_the_first_column() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tinygui.training.sizes import GRID, NUM_VISUAL
+from tinygui.training.sizes import GRID
 from tinygui.training.weights import SHIPPED
 
 
@@ -150,10 +150,6 @@ class Layout:
     def length(self) -> int:
         """Places, L."""
         return len(self.tokens)
-
-    def token_indices(self) -> torch.Tensor:
-        """Which visual tokens a screen shown whole has, in order."""
-        return torch.arange(NUM_VISUAL, device=self.tokens.device)
 
 
 def _sees(branch: torch.Tensor, cuts: torch.Tensor) -> torch.Tensor:

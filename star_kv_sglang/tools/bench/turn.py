@@ -17,6 +17,7 @@ from star_kv_sglang.tools.bench.serve.machine import describe
 from star_kv_sglang.tools.bench.serve.results import Machine
 from star_kv_sglang.tools.bench.serve.screens import write_screens
 from star_kv_sglang.tools.bench.turn_profile import Profile, Waits, read_profile
+from star_kv_sglang.tools.measuring import POLICY_CONFIG
 
 SCREEN_SIZE = (1920, 1080)
 FULL: Final = "full"
@@ -64,8 +65,7 @@ class Case:
         """The policy's arguments of ``sglang.Engine``."""
         if self.policy == FULL:
             return {"kv_policy": FULL}
-        # The branch that is profiled is pinned, whatever the size of the pool.
-        config = json.dumps({"pinned_share": 1.0})
+        config = json.dumps(POLICY_CONFIG)
         return {"kv_policy": self.policy, "kv_budget": self.budget, "kv_policy_config": config}
 
 

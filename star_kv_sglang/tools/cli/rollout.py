@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from star_kv_sglang.tools.rollout.client import ChatClient
+from star_kv_sglang.tools.chat import ChatClient
 from star_kv_sglang.tools.rollout.results import AnswerLog
 from star_kv_sglang.tools.rollout.runner import Answer, Rollout, count_shared_turns, run, select
 from star_kv_sglang.tools.rollout.summary import Row, Summary, compare, summarize

@@ -9,7 +9,7 @@ import typer
 from PIL import Image, UnidentifiedImageError
 
 from star_kv_sglang.tools.report.kept import draw_kept
-from star_kv_sglang.tools.report.trace import TraceError, load_trace
+from star_kv_sglang.tools.report.trace import TraceError, load_trace, require_match
 
 
 def view(
@@ -21,6 +21,7 @@ def view(
     loaded = load_trace(trace)
     try:
         with Image.open(image) as screenshot:
+            require_match(loaded, *screenshot.size)
             picture = draw_kept(screenshot, loaded.kept_fraction())
     except (OSError, UnidentifiedImageError) as error:
         raise TraceError(f"--image {image}: cannot be read as a picture ({error})") from error

@@ -8,15 +8,12 @@ the prompt.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
+from star_kv_sglang.tools.chat import Message
 from star_kv_sglang.tools.eval.coordinates import Size
 from star_kv_sglang.tools.eval.errors import EvalError
 from star_kv_sglang.tools.eval.families.base import ModelFamily
 from star_kv_sglang.tools.eval.samples import Episode, Screenshot, TaskKind
-
-Message = dict[str, Any]
-"""An OpenAI chat message: ``role`` and ``content``."""
 
 DROPPED_FRAME = "(an earlier screenshot, no longer shown)"
 

@@ -39,13 +39,5 @@ class ReplyError(EvalError, ValueError):
     """A model's reply holds no action that can be read. It counts as wrong."""
 
 
-class RequestError(EvalError, RuntimeError):
-    """The server refused or broke one request. Its sample is failed, not wrong, and is asked again on resume."""
-
-
-class ServerGoneError(EvalError, RuntimeError):
-    """The server cannot be reached. The run stops; what is done is kept."""
-
-
 class RunFolderError(EvalError, ValueError):
     """A run's folder cannot be used: it belongs to another run, or a file in it is damaged."""

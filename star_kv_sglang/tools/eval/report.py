@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from star_kv_sglang.tools.chat import HITS_UNKNOWN
 from star_kv_sglang.tools.eval.errors import RunFolderError
 from star_kv_sglang.tools.eval.statistics import Estimate, PairedTest
 from star_kv_sglang.tools.eval.store import RUN_FILE, Run, load_run
@@ -48,7 +49,7 @@ def run_tables(summary: Summary) -> RenderableType:
 
 def counts_line(summary: Summary) -> str:
     """What did not go well, and how long prompts and replies were."""
-    cached = "not reported" if summary.cached_share is None else f"{100 * summary.cached_share:.0f}%"
+    cached = HITS_UNKNOWN if summary.cached_share is None else f"{100 * summary.cached_share:.0f}%"
     return (
         f"{summary.num_unreadable} replies without an action (scored 0), {summary.num_cut_off} cut off at the token "
         f"limit, {summary.num_failed} requests failed (not scored), {summary.num_problems} rows left out. Mean tokens: "

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from star_kv_sglang.tools.chat import ChatClient, Completion, RequestError, ServerGoneError
 from star_kv_sglang.tools.eval.actions import Action
 from star_kv_sglang.tools.eval.benchmarks.base import Benchmark
-from star_kv_sglang.tools.eval.client import ChatClient, Completion
 from star_kv_sglang.tools.eval.conversation import build_messages, sent_size
-from star_kv_sglang.tools.eval.errors import EvalError, ReplyError, RequestError, ServerGoneError
+from star_kv_sglang.tools.eval.errors import EvalError, ReplyError
 from star_kv_sglang.tools.eval.families.base import ModelFamily
 from star_kv_sglang.tools.eval.samples import Dataset, Episode, Step
 from star_kv_sglang.tools.eval.store import Result, RunFolder, Status
@@ -171,7 +171,7 @@ async def _ask_in_order(client: ChatClient, settings: Settings, job: _Job, salt:
             completion = await _ask(client, settings, turn, salt)
         except ServerGoneError:
             raise
-        except EvalError as error:
+        except (EvalError, RequestError) as error:
             broken = str(error)
             if turn.step.scored:
                 yield _failed(turn, broken)
@@ -189,7 +189,7 @@ async def _ask(client: ChatClient, settings: Settings, turn: _Turn, salt: str | 
         raise RequestError(f"a screenshot cannot be read: {error}") from error
     # A turn that only stands in the history is prefilled, so that the server prunes after it, and says one token.
     max_tokens = settings.max_tokens if turn.step.scored else 1
-    return await client.complete(settings.model, messages, max_tokens=max_tokens, cache_salt=salt)
+    return await client.chat(messages, model=settings.model, max_tokens=max_tokens, cache_salt=salt)
 
 
 def _judge(settings: Settings, turn: _Turn, completion: Completion) -> Result:

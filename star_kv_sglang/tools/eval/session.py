@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from star_kv_sglang.tools.chat import ChatClient
 from star_kv_sglang.tools.eval.benchmarks.base import Benchmark
-from star_kv_sglang.tools.eval.client import ChatClient
 from star_kv_sglang.tools.eval.families.base import ModelFamily
 from star_kv_sglang.tools.eval.runner import Protocol, Settings, pending, run
 from star_kv_sglang.tools.eval.samples import Dataset
@@ -83,16 +83,21 @@ def evaluate(task: Task, server: ServerOptions, out: Path, label: str | None, wa
         label: what to call the run in tables; by default the folder's name.
 
     Raises:
-        EvalError: the folder holds another run, or the server cannot be reached; what is done is kept.
+        EvalError: the folder holds another run.
+        ServerGoneError: the server cannot be reached; what is done is kept.
     """
     asyncio.run(_evaluate(task, server, out, label, watcher))
 
 
 async def _evaluate(task: Task, server: ServerOptions, out: Path, label: str | None, watcher: Watcher) -> None:
     async with ChatClient(
-        server.base_url, api_key=server.api_key, timeout_s=server.timeout_s, retries=server.retries
+        server.base_url,
+        api_key=server.api_key,
+        timeout_s=server.timeout_s,
+        retries=server.retries,
+        when_gone="start the server or mend --base-url, then run the same command again: it goes on where it stopped",
     ) as client:
-        model = server.model if server.model is not None else await client.served_model()
+        model = server.model if server.model is not None else await client.model()
         settings = _settings(task, model, await client.kv_settings())
         with RunFolder(out, settings.describe(task.dataset), label or out.resolve().name) as folder:
             folder.add_problems(task.dataset.problems)

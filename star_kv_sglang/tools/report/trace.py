@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,6 +51,29 @@ class PruneTrace:
         counts = np.bincount(self.kept.ravel(), minlength=fraction.size)
         fraction[start:end] = counts[start:end] / self.kept.shape[0]
         return fraction.reshape(self.rows, self.cols)
+
+
+def require_match(trace: PruneTrace, width: int, height: int) -> None:
+    """Make sure that a picture can be the trace's screenshot: a model sees it resized, in the proportions that it has.
+
+    Args:
+        trace: of one screenshot.
+        width, height: pixels of the picture.
+
+    Raises:
+        TraceError: The picture's proportions are not those of the trace's grid.
+    """
+    # Pixels for each token are the same in both directions; sizes are rounded to whole tokens, by less than one, and a
+    # thin side to one.
+    least_across, least_down = width / (trace.cols + 1), height / (trace.rows + 1)
+    most_across = width / (trace.cols - 1) if trace.cols > 1 else math.inf
+    most_down = height / (trace.rows - 1) if trace.rows > 1 else math.inf
+    if most_across <= least_down or most_down <= least_across:
+        raise TraceError(
+            f"{trace.path}: has {trace.rows} rows of {trace.cols} tokens, and a picture of {width} x {height} has "
+            f"other proportions; give screenshot {trace.frame_index + 1} of {trace.num_frames} of request "
+            f"{trace.request_id}"
+        )
 
 
 def load_trace(path: Path) -> PruneTrace:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from star_kv_sglang.tools.rollout.client import ChatClient
+from star_kv_sglang.tools.chat import ChatClient
 
 POLICY_FIELD = "kv_policy"
 FULL = "full"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from star_kv_sglang.tools.rollout.client import ChatClient, Completion, Message
+from star_kv_sglang.tools.chat import ChatClient, ChatError, Completion, Message
 from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.pool import FULL, PoolSample, policy_of, sampling
 from star_kv_sglang.tools.rollout.scoring import is_correct
@@ -113,7 +113,8 @@ async def run(
         on_answer: called after each reply.
 
     Raises:
-        RolloutError: a request failed; the branches still running are cancelled.
+        RolloutError: a request of a branch failed; the branches still running are cancelled.
+        ChatError: the server does not tell about itself or its pool.
     """
     num_shared, num_turns = count_shared_turns(trajectories), len(trajectories[0].turns)
     policy = policy_of(await client.server_info())
@@ -131,7 +132,7 @@ async def run(
                     turns = trajectory.turns[num_shared:]
                     branches.append(group.create_task(fork.continue_with(number, num_shared, turns, None)))
             wall_s = time.perf_counter() - started
-    except* RolloutError as errors:
+    except* (RolloutError, ChatError) as errors:
         raise _first(errors) from None
     for branch in branches:
         answers += branch.result()
@@ -163,8 +164,9 @@ class _Conversation:
                     completion = await self._client.chat(
                         self._messages, max_tokens=self._max_tokens, custom_params=custom_params
                     )
-                except RolloutError as error:
+                except ChatError as error:
                     raise RolloutError(f"branch {branch}, turn {number}, {question.text!r}: {error}") from error
+                completion = replace(completion, text=completion.text.strip())
                 self._messages.append({"role": "assistant", "content": completion.text})
                 answer = Answer(branch, number, index, question, completion)
                 answers.append(answer)
@@ -187,6 +189,6 @@ def user_message(turn: Turn, question: Question, *, with_image: bool) -> Message
     }
 
 
-def _first(errors: BaseExceptionGroup[RolloutError]) -> RolloutError:
+def _first(errors: BaseExceptionGroup[RolloutError | ChatError]) -> RolloutError | ChatError:
     error = errors.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from star_kv_sglang.tools.chat import HITS_UNKNOWN
 from star_kv_sglang.tools.rollout.pool import FULL, PoolSample
 from star_kv_sglang.tools.rollout.runner import Rollout
 
@@ -90,7 +91,7 @@ def compare(summaries: Sequence[Summary], rollouts: Sequence[Rollout]) -> list[R
         _row("  shared by the branches", [_count_cell(s.shared_tokens) for s in summaries]),
         _row("  private to a branch", [_count_cell(s.private_tokens) for s in summaries]),
         _row("pruned", [_count_cell(s.pruned_tokens) for s in summaries]),
-        _row("radix hit rate", [UNKNOWN if s.hit_rate is None else f"{s.hit_rate:.1%}" for s in summaries]),
+        _row("radix hit rate", [HITS_UNKNOWN if s.hit_rate is None else f"{s.hit_rate:.1%}" for s in summaries]),
     ]
     for kind in dict.fromkeys(kind for summary in summaries for kind in summary.asked):
         rows.append(_row(f"accuracy: {kind}", [_accuracy_cell(s, kind) for s in summaries]))

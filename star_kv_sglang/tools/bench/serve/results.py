@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from star_kv_sglang.tools.bench.append import append_rows, header
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 
 
@@ -79,31 +80,17 @@ class Results:
     figures: list[Figure] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            self._append([COLUMNS])
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            header = next(csv.reader(file), [])
-        if tuple(header) != COLUMNS:
+        if tuple(header(self.path)) not in ((), COLUMNS):
             raise ServeBenchError(f"{self.path} has other columns; move it away, or name another file with --csv")
+        append_rows(self.path, [], COLUMNS)
 
     def add(self, *figures: Figure) -> None:
         """Keep figures and append them to the file."""
         self.figures += figures
         used = self.gpu_used_gib()
-        self._append(
-            [
-                *asdict(self.machine).values(),
-                *("" if value is None else value for value in asdict(figure).values()),
-                "" if used is None else f"{used:.2f}",
-            ]
-            for figure in figures
-        )
-
-    def _append(self, rows: Iterable[Iterable[object]]) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+        memory = None if used is None else f"{used:.2f}"
+        rows = ([*asdict(self.machine).values(), *asdict(figure).values(), memory] for figure in figures)
+        append_rows(self.path, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 
 @dataclass

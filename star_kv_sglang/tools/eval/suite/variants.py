@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from star_kv_sglang.tools.eval.errors import EvalError
 from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.measuring import POLICY_CONFIG
 
 FULL: Final = "full"
 REFERENCE: Final = "star"
@@ -130,6 +131,5 @@ def engine_arguments(variant: Variant, trace_dir: str) -> dict[str, Any]:
     """Keyword arguments for the engine. The budget is sent with each request."""
     if not variant.prunes:
         return {"kv_policy": FULL}
-    # Shared histories are pinned by the protocol, whatever the size of the pool.
-    config = {"pinned_share": 1.0, **variant.config, "trace_dir": trace_dir}
+    config = {**POLICY_CONFIG, **variant.config, "trace_dir": trace_dir}
     return {"kv_policy": variant.policy, "kv_budget": 0.5, "kv_policy_config": json.dumps(config)}
