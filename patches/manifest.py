@@ -242,6 +242,14 @@ EXTENSION_POINTS = (
         remove_when="plugins can check the resolved arguments",
     ),
     Seam(
+        target="sglang.srt.server_args.ServerArgs.from_cli_args",
+        kind=SeamKind.SUBCLASS,
+        signature="(cls, args)",
+        why="a wrong command line is one message, a wrong argument of sglang.Engine an exception",
+        upstream="srt/server_args.py",
+        remove_when="SGLang ends with the message of an error in a command line",
+    ),
+    Seam(
         target="sglang.srt.server_args.ServerArgs.__reduce__",
         kind=SeamKind.SUBCLASS,
         signature="(self)",

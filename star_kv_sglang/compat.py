@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,8 @@ VISION_MODELS = (
 )
 TEXT_MODELS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ATTENTION_BACKENDS = ("torch_native", "flashinfer")
+CPU_SWITCH = "SGLANG_USE_CPU_ENGINE"
+"""Environment variable of SGLang's CPU engine; it is read while SGLang is imported."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,18 @@ def gpu_is_present() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def reasons_before_resolution(args: Any) -> list[str]:
+    """Reasons that can be seen before SGLang resolves its arguments, which it may not be able to."""
+    reasons = reasons_from_flags(args)
+    if not gpu_is_present() and os.environ.get(CPU_SWITCH) != "1":
+        reasons.append(
+            "there is no GPU, and SGLang's CPU engine is off: start the server with `star-kv serve`, which turns it "
+            "on; a program calls star_kv_sglang.cpu_mode.enable() before it imports sglang, and gives sglang.Engine "
+            "the arguments that star_kv_sglang.cpu_mode.cpu_engine_kwargs(...) returns"
+        )
+    return reasons
 
 
 def reasons_from_flags(args: Any) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.policies import REFUSED, policy_names
-from star_kv_sglang.policies.base.interface import BESIDE_PEAK, KEPT_BEFORE, PolicySettings
+from star_kv_sglang.policies.base.settings import BESIDE_PEAK, KEPT_BEFORE, PolicySettings
 
 FULL = "full"
 POLICIES = (FULL, *policy_names())

@@ -25,9 +25,12 @@ def register() -> None:
 
 
 def _register() -> None:
+    from star_kv_sglang import cpu_mode
     from star_kv_sglang.patches import activate
     from star_kv_sglang.server_args import inherited_config
 
+    if cpu_mode.is_enabled():
+        cpu_mode.leave_out_log_lines()
     config = inherited_config()
     if config is None:
         activate.install_flags()

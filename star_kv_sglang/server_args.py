@@ -9,6 +9,7 @@ The record keeps what the user asked for. What SGLang makes of it is declared be
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from sglang.srt.arg_groups.overrides import declare_resolution, is_attention_bac
 from sglang.srt.server_args import ServerArgs
 
 from star_kv_sglang import compat
-from star_kv_sglang.config import FULL, POLICIES, PolicyConfig
-from star_kv_sglang.errors import ConfigError, UnsupportedSetupError
-from star_kv_sglang.policies import REFUSED
+from star_kv_sglang.config import FULL, PolicyConfig
+from star_kv_sglang.errors import ConfigError, StarKVError, UnsupportedSetupError
+from star_kv_sglang.flags import HELP
 
 logger = logging.getLogger(__name__)
 
@@ -69,33 +70,28 @@ class StarServerArgs(ServerArgs):
     # Optional[...] and not `| None`: SGLang's flag builder reads typing.Optional only.
     kv_policy: Annotated[
         str,
-        Arg(
-            help=f"KV-cache policy. 'full' is stock SGLang; {', '.join(REFUSED)}: says why it is not offered.",
-            choices=[*POLICIES, *REFUSED],
-        ),
+        # No choices: argparse would print SGLang's 2,000 lines of usage in front of a wrong one.
+        Arg(help=HELP["kv_policy"]),
     ] = FULL
     kv_budget: Annotated[
         Optional[float],  # noqa: UP045
-        Arg(help="Share of a branch's private screenshot tokens to keep after each prefill, in (0, 1]. Default 0.2."),
+        Arg(help=HELP["kv_budget"]),
     ] = None
     kv_token_budget: Annotated[
         Optional[int],  # noqa: UP045
-        Arg(help="Most tokens that the private nodes of all branches may hold together."),
+        Arg(help=HELP["kv_token_budget"]),
     ] = None
     kv_observation_window: Annotated[
         Optional[int],  # noqa: UP045
-        Arg(help="How many of the prompt's last queries score the history. Default 8."),
+        Arg(help=HELP["kv_observation_window"]),
     ] = None
     kv_policy_config: Annotated[
         Optional[str],  # noqa: UP045
-        Arg(help="JSON object, or a file that holds one, with the scorer's parameters; unknown keys are refused."),
+        Arg(help=HELP["kv_policy_config"]),
     ] = None
     kv_image_cache_mb: Annotated[
         Optional[int],  # noqa: UP045
-        Arg(
-            help="MiB of processed screenshots that are kept, so that each is processed and moved once; 0: none. "
-            "Default: an eighth of the machine's memory, at most 16384, with a policy; off with 'full'."
-        ),
+        Arg(help=HELP["kv_image_cache_mb"]),
     ] = None
 
     def policy_config(self) -> PolicyConfig:
@@ -108,35 +104,60 @@ class StarServerArgs(ServerArgs):
             policy_config=self.kv_policy_config,
         )
 
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> StarServerArgs:
+        """Read the command line; whoever wrote it is told what is wrong with it without a traceback."""
+        record: StarServerArgs = super().from_cli_args(args)
+        record._from_command_line = True
+        return record
+
     def resolve_once(self) -> None:
         """Let SGLang resolve its arguments, and make sure that the policy can run with what comes out.
 
         Raises:
+            SystemExit: Any of the following, where the arguments are those of a command line; with its message.
             ConfigError: One of our values is invalid (before anything is loaded).
             UnsupportedSetupError: The set-up cannot run with a policy; all reasons at once, before weights load.
             SeamMovedError: SGLang is not the version that the policy extends, or has not taken a hook.
         """
         if getattr(self, "_resolution_finished", False):
             return
+        try:
+            self._resolve()
+        except StarKVError as error:
+            if not getattr(self, "_from_command_line", False):
+                raise
+            # Written when the process ends, behind what SGLang logs of its end.
+            raise SystemExit(f"error: {error}") from None
+
+    def _resolve(self) -> None:
         config = self.policy_config()
         if config.active or self.kv_image_cache_mb is not None:
             compat.require_supported_sglang()
         self._size_image_cache(with_a_policy=config.active)
         if config.active:
-            early = compat.reasons_from_flags(resolving_view(self))
-            if early:
-                raise UnsupportedSetupError(early)
-            self._choose_backends()
-        super().resolve_once()
-        if config.active:
-            reasons = compat.reasons_after_resolution(self)
-            if reasons:
-                raise UnsupportedSetupError(reasons)
-            for call in _with_a_policy:
-                call()
+            self._resolve_with_a_policy()
+        else:
+            super().resolve_once()
         if self._keeps_images(with_a_policy=config.active):
             for call in _with_an_image_cache:
                 call()
+
+    def _resolve_with_a_policy(self) -> None:
+        early = compat.reasons_before_resolution(resolving_view(self))
+        self._choose_backends()
+        try:
+            super().resolve_once()
+        except Exception:
+            # SGLang may be unable to go on with what is refused anyway.
+            if early:
+                raise UnsupportedSetupError(early) from None
+            raise
+        reasons = list(dict.fromkeys([*early, *compat.reasons_after_resolution(self)]))
+        if reasons:
+            raise UnsupportedSetupError(reasons)
+        for call in _with_a_policy:
+            call()
 
     def _keeps_images(self, *, with_a_policy: bool) -> bool:
         """Whether processed screenshots are kept in shared memory."""

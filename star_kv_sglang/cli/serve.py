@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.cli import banner
 from star_kv_sglang.cpu_mode import CpuModeError
-from star_kv_sglang.cpu_mode.arguments import missing_cpu_arguments, requested_device
+from star_kv_sglang.flags import FLAGS, config_of
 
 # `sglang serve` by its module: the script of that name is missing where SGLang is only on PYTHONPATH.
 _SGLANG = "import sys; from sglang.cli.main import main; sys.argv[0] = 'sglang'; sys.exit(main())"
+# Answers say how many of a prompt's tokens were found in the cache; it costs the server nothing.
+_CACHE_REPORT: Final = "enable_cache_report"
+_HELP_HEAD: Final = """\
+usage: star-kv serve MODEL [flags]
+       star-kv serve --model-path MODEL [flags]
+
+Start SGLang's server; on a machine without a GPU in CPU mode, which is said.
+
+flags of the policy:
+"""
+_HELP_TAIL: Final = """
+Every flag of `sglang serve` works here too: `sglang serve --help` lists them. With --model-path, --port and
+--max-total-tokens most servers are described. --enable-cache-report is added, so that answers say what the cache held.
+
+example:
+  star-kv serve --model-path Qwen/Qwen2.5-VL-7B-Instruct --kv-policy star --kv-budget 0.2
+"""
 
 
 @dataclass(frozen=True)
@@ -36,24 +56,51 @@ def plan(argv: Sequence[str], environment: Mapping[str, str], *, gpu: bool) -> L
     Raises:
         CpuModeError: the words ask for the CPU on a GPU machine, or for a GPU where there is none.
     """
+    given = cpu_mode.given_flags(argv)
+    added = [] if _CACHE_REPORT in given else ["--" + _CACHE_REPORT.replace("_", "-")]
     if gpu:
-        if requested_device(argv) == "cpu":
+        if given.get("device") == "cpu":
             raise CpuModeError(
                 "--device cpu was asked for on a machine with a GPU, where star-kv's CPU mode is never used. Leave "
                 "--device out, or hide the GPU with CUDA_VISIBLE_DEVICES=''."
             )
-        return Launch([sys.executable, "-c", _SGLANG, "serve", *argv], dict(environment), None)
+        return Launch(_command(cpu_mode.with_flags(argv, added)), dict(environment), None)
+    for_cpu = cpu_mode.missing_cpu_arguments(argv)
     return Launch(
-        [sys.executable, "-c", _SGLANG, "serve", *cpu_mode.with_cpu_arguments(argv)],
+        _command(cpu_mode.with_cpu_arguments(cpu_mode.with_flags(argv, added))),
         cpu_mode.cpu_environment(environment),
-        " ".join(["No GPU found: CPU mode is on.", *missing_cpu_arguments(argv)]),
+        " ".join(["No GPU found: CPU mode is on.", *for_cpu]),
     )
 
 
+def _command(argv: Sequence[str]) -> list[str]:
+    return [sys.executable, "-c", _SGLANG, "serve", *argv]
+
+
+def help_text() -> str:
+    """What `star-kv serve --help` prints."""
+    rows = []
+    for flag in FLAGS:
+        lines = textwrap.wrap(flag.help, 76)
+        rows += [f"  {flag.option} {flag.metavar}", *(f"      {line}" for line in lines)]
+    return _HELP_HEAD + "\n".join(rows) + "\n" + _HELP_TAIL
+
+
 def run(argv: Sequence[str]) -> int:
-    """Become SGLang's server with these flags; `star-kv serve --help` shows SGLang's own help."""
+    """Check our flags, then become SGLang's server.
+
+    Raises:
+        ConfigError: one of our flags has a wrong value.
+        CpuModeError: the device that was asked for is not there.
+    """
+    if "-h" in argv or "--help" in argv:
+        sys.stdout.write(help_text())
+        return 0
+    given = cpu_mode.given_flags(argv)
+    config = config_of(given)
     launch = plan(argv, os.environ, gpu=cpu_mode.is_gpu_present())
     if launch.note is not None:
         sys.stderr.write(f"{launch.note}\n")
         sys.stderr.flush()
+    banner.start(os.getpid(), given, config, launch.environment)
     os.execve(launch.argv[0], launch.argv, launch.environment)

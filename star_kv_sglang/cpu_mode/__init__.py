@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from star_kv_sglang.cpu_mode.activation import cpu_environment, enable, is_enabled
-from star_kv_sglang.cpu_mode.arguments import cpu_engine_kwargs, with_cpu_arguments
+from star_kv_sglang.cpu_mode.arguments import (
+    DEFAULT_POOL_TOKENS,
+    cpu_engine_kwargs,
+    given_flags,
+    missing_cpu_arguments,
+    with_cpu_arguments,
+    with_flags,
+)
 from star_kv_sglang.cpu_mode.errors import CpuModeError
 from star_kv_sglang.cpu_mode.machine import is_gpu_present
+from star_kv_sglang.cpu_mode.quiet import leave_out_log_lines
 
 __all__ = [
+    "DEFAULT_POOL_TOKENS",
     "CpuModeError",
     "cpu_engine_kwargs",
     "cpu_environment",
     "enable",
+    "given_flags",
     "is_enabled",
     "is_gpu_present",
+    "leave_out_log_lines",
+    "missing_cpu_arguments",
     "with_cpu_arguments",
+    "with_flags",
 ]

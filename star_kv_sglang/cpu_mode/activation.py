@@ -10,12 +10,14 @@ from typing import Final
 
 from star_kv_sglang.cpu_mode.errors import CpuModeError
 from star_kv_sglang.cpu_mode.machine import is_gpu_present
+from star_kv_sglang.cpu_mode.quiet import with_quiet_warnings
 
 STAND_IN_DIR: Final = Path(__file__).resolve().parent / "stand_in"
 
 _ENGINE_SWITCH: Final = "SGLANG_USE_CPU_ENGINE"
 # torch.compile takes 20 s in front of the first image and gains nothing at the sizes a CPU serves.
 _NO_COMPILE: Final = "TORCHDYNAMO_DISABLE"
+_WARNINGS: Final = "PYTHONWARNINGS"
 
 
 def cpu_environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -25,6 +27,7 @@ def cpu_environment(base: Mapping[str, str]) -> dict[str, str]:
         **base,
         _ENGINE_SWITCH: "1",
         _NO_COMPILE: base.get(_NO_COMPILE, "1"),
+        _WARNINGS: with_quiet_warnings(base.get(_WARNINGS, "")),
         "PYTHONPATH": os.pathsep.join([str(STAND_IN_DIR), *paths]),
     }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,12 +12,18 @@ from star_kv_sglang.cpu_mode.errors import CpuModeError
 
 # torch_native is the one attention backend that runs without AMX. SGLang takes pytorch and sdpa on a CPU anyway;
 # they are written out so that the log and /server_info show them.
-_DEFAULTS: dict[str, str] = {
+_DEFAULTS: dict[str, object] = {
     "device": "cpu",
     "attention_backend": "torch_native",
     "sampling_backend": "pytorch",
     "mm_attention_backend": "sdpa",
 }
+DEFAULT_POOL_TOKENS = 32_768
+"""Tokens of the pool where nobody says how large it is: SGLang would fill the machine's memory, whatever the model.
+They take 2 GB of a 7B model, and hold ten screenshots of 1920 x 1080."""
+_POOL = "max_total_tokens"
+# Each of them sizes the pool.
+_SIZES_OF_POOL = (_POOL, "mem_fraction_static")
 
 
 def cpu_engine_kwargs(**given: object) -> dict[str, object]:
@@ -30,7 +37,7 @@ def cpu_engine_kwargs(**given: object) -> dict[str, object]:
         CpuModeError: `given` names another device.
     """
     _refuse_other_device(str(given.get("device", "cpu")))
-    return {**_DEFAULTS, **given}
+    return {**_defaults(given), **given}
 
 
 def with_cpu_arguments(argv: Sequence[str]) -> list[str]:
@@ -42,8 +49,13 @@ def with_cpu_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         CpuModeError: the user asks for another device.
     """
+    return with_flags(argv, missing_cpu_arguments(argv))
+
+
+def with_flags(argv: Sequence[str], added: Sequence[str]) -> list[str]:
+    """A command line of `sglang serve` with more flags in front of the user's, behind a model without a flag."""
     num_positional = 1 if argv and not argv[0].startswith("-") else 0
-    return [*argv[:num_positional], *missing_cpu_arguments(argv), *argv[num_positional:]]
+    return [*argv[:num_positional], *added, *argv[num_positional:]]
 
 
 def missing_cpu_arguments(argv: Sequence[str]) -> list[str]:
@@ -52,23 +64,27 @@ def missing_cpu_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         CpuModeError: the user asks for another device.
     """
-    given = _given_flags(argv)
+    given = given_flags(argv)
     _refuse_other_device(given.get("device", "cpu"))
     return [
         word
-        for name, value in _DEFAULTS.items()
+        for name, value in _defaults(given).items()
         if name not in given
-        for word in ("--" + name.replace("_", "-"), value)
+        for word in ("--" + name.replace("_", "-"), str(value))
     ]
 
 
-def requested_device(argv: Sequence[str]) -> str | None:
-    """The device that a command line of `sglang serve` asks for, or None."""
-    return _given_flags(argv).get("device")
+def _defaults(given: Mapping[str, object]) -> dict[str, object]:
+    """What a CPU needs, beside what is given."""
+    sized = any(given.get(name) is not None for name in _SIZES_OF_POOL)
+    return _DEFAULTS if sized else {**_DEFAULTS, _POOL: DEFAULT_POOL_TOKENS}
 
 
-def _given_flags(argv: Sequence[str]) -> dict[str, str]:
-    """Names of the engine arguments on a command line and in its configuration file, with their values as text."""
+def given_flags(argv: Sequence[str]) -> dict[str, str]:
+    """Names of the engine arguments on a command line and in its configuration file, with their values as text.
+
+    A flag without a value has the word behind it, or "" at the end.
+    """
     on_line: dict[str, str] = {}
     for index, word in enumerate(argv):
         if word.startswith("--"):
@@ -85,7 +101,9 @@ def _given_flags(argv: Sequence[str]) -> dict[str, str]:
         return on_line
     if not isinstance(in_file, dict):
         return on_line
-    return {**{str(key).replace("-", "_"): str(value) for key, value in in_file.items()}, **on_line}
+    # as SGLang writes them onto its command line
+    words = {key: json.dumps(value) if isinstance(value, dict) else str(value) for key, value in in_file.items()}
+    return {**{str(key).replace("-", "_"): word for key, word in words.items()}, **on_line}
 
 
 def _refuse_other_device(device: str) -> None:

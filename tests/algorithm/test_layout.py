@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.algorithm import FrameSpan, PromptLayout
+from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.algorithm import ScorerParams
+from star_kv_sglang.algorithm.params import ScorerParams
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones() -> None:

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from star_kv_sglang.algorithm import FrameSpan, PromptLayout, ScoredBatch, ScorerParams, TrajectoryState, score_batch
+from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
+from star_kv_sglang.algorithm.params import ScorerParams
+from star_kv_sglang.algorithm.pipeline import ScoredBatch, score_batch
+from star_kv_sglang.algorithm.state import TrajectoryState
 from tests.assertions import assert_close
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from star_kv_sglang.algorithm import paper_topk
+from star_kv_sglang.algorithm.selection import paper_topk
 
 
 def test_the_window_and_the_best_of_the_rest_are_kept() -> None:

@@ -20,10 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     # inside SGLang's processes
     "cache": {"algorithm", "triton_ops", "config"},
     "metrics": set(),
+    "images": set(),
     "engine": {"algorithm", "triton_ops", "config", "cache", "policies", "metrics"},
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
-    "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention"},
+    "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention", "images"},
     "compat": {"config", "server_args", "patches"},
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
     # beside SGLang: what starts it
@@ -46,7 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "__init__": set(),
 }
-MAY_IMPORT_SGLANG = {"patches", "cache", "engine", "attention", "server_args", "compat", "plugin", "tools.bench"}
+MAY_IMPORT_SGLANG = {
+    *("patches", "images", "cache", "engine", "attention", "server_args", "compat", "plugin"),
+    "tools.bench",
+}
 # tools that run an engine, as any program may: the public package, none of its modules
 MAY_RUN_AN_ENGINE = {"tools.eval"}
 # attributes of the package itself

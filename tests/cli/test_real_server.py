@@ -1,8 +1,12 @@
-"""`star-kv serve` without a GPU is SGLang's real server: text and screenshots through the OpenAI API."""
+"""`star-kv serve` without a GPU is SGLang's real server: one of them, from its start to a client's mistakes.
+
+What needs no server, such as wrong flags, is in `test_serve`.
+"""
 
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,11 @@ import httpx
 import pytest
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.cpu_mode.quiet import LOG_LINES, WARNINGS
 from star_kv_sglang.tools.rollout.scoring import is_correct
 from star_kv_sglang.tools.rollout.server import serving
 from tests.architecture.imports import ROOT
-from tinygui.trajectories import generate
+from tinygui.trajectories import generate as generate_trajectory
 
 MODEL = ROOT / "examples" / "tinygui" / "model"
 NUM_SCREENS = 6
@@ -22,6 +27,13 @@ NUM_SCREENS = 6
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(cpu_mode.is_gpu_present(), reason="CPU mode is never used on a GPU machine"),
+]
+
+WRONG = [
+    ({"kv_share": "no"}, ["kv_share 'no'", "true or false"]),
+    ({"kv_budget": 7}, ["kv_budget 7 ", "(0, 1]"]),
+    ({"kv_budget": "abc"}, ["kv_budget 'abc'", "(0, 1]"]),
+    ({"kv_budgt": 0.1}, ["kv_budgt is not known", "did you mean kv_budget?"]),
 ]
 
 
@@ -33,11 +45,9 @@ def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(log_file: Path) -> Iterator[httpx.Client]:
-    """A client of a server that was started with nothing but a model and a pool size."""
-    with (
-        serving(["--model-path", str(MODEL), "--max-total-tokens", "4096", "--enable-cache-report"], log_file) as url,
-        httpx.Client(base_url=url, timeout=120) as client,
-    ):
+    """A client of a server that was started with nothing but a model and a policy."""
+    flags = ["--model-path", str(MODEL), "--kv-policy", "star"]
+    with serving(flags, log_file) as url, httpx.Client(base_url=url, timeout=120) as client:
         yield client
 
 
@@ -65,10 +75,30 @@ def _text(words: str) -> dict[str, Any]:
 def test_it_says_that_cpu_mode_is_on_and_with_which_flags(client: httpx.Client, log_file: Path) -> None:
     assert log_file.read_text(encoding="utf-8").splitlines()[0] == (
         "No GPU found: CPU mode is on. --device cpu --attention-backend torch_native --sampling-backend pytorch "
-        "--mm-attention-backend sdpa"
+        "--mm-attention-backend sdpa --max-total-tokens 32768"
     )
     info = client.get("/server_info").json()
     assert (info["device"], info["attention_backend"]) == ("cpu", "torch_native")
+
+
+def test_it_says_where_it_is_and_what_it_runs_once_it_is_ready(client: httpx.Client, log_file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while "Ready at" not in log_file.read_text(encoding="utf-8") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    lines = log_file.read_text(encoding="utf-8").splitlines()
+    first = lines.index(f"Ready at {client.base_url}/v1 (OpenAI's API)")
+    assert lines[first + 1 : first + 4] == [
+        f"  model   {MODEL}",
+        "  policy  star, budget 0.2 of a branch's private screenshot tokens",
+        "  pool    32,768 tokens",
+    ]
+
+
+def test_what_sglang_repeats_on_a_cpu_is_left_out(client: httpx.Client, log_file: Path) -> None:
+    assert client.get("/health").status_code == 200
+    log = log_file.read_text(encoding="utf-8")
+    named = [*WARNINGS, *(line for lines in LOG_LINES.values() for line in lines), "Traceback", "FFmpeg", "torchcodec"]
+    assert [words for words in named if words in log] == []
 
 
 def test_it_answers_text(client: httpx.Client) -> None:
@@ -80,7 +110,7 @@ def test_it_answers_questions_about_screenshots(client: httpx.Client) -> None:
     """The model answers every question of this kind from the image; without one it would have to guess."""
     wrong = []
     for seed in range(NUM_SCREENS):
-        (turn,) = generate(90_000 + seed, num_turns=1, questions_per_turn=1).turns
+        (turn,) = generate_trajectory(90_000 + seed, num_turns=1, questions_per_turn=1).turns
         question = turn.questions[0]
         content = [_text(turn.step), _screen(turn.image_png), _text(question.text)]
         completion = _chat(client, content)
@@ -92,8 +122,84 @@ def test_it_answers_questions_about_screenshots(client: httpx.Client) -> None:
 
 
 def test_the_same_screenshot_is_found_in_the_radix_tree(client: httpx.Client) -> None:
-    (turn,) = generate(91_000, num_turns=1, questions_per_turn=1).turns
+    (turn,) = generate_trajectory(91_000, num_turns=1, questions_per_turn=1).turns
     content = [_text(turn.step), _screen(turn.image_png), _text(turn.questions[0].text)]
     first, second = _chat(client, content), _chat(client, content)
     assert first["choices"][0]["message"]["content"] == second["choices"][0]["message"]["content"]
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == second["usage"]["prompt_tokens"] - 1
+
+
+def generate(client: httpx.Client, *, stream: bool = False, **body: Any) -> httpx.Response:
+    sampling = {"temperature": 0, "max_new_tokens": 2, **body.pop("sampling_params", {})}
+    return client.post("/generate", json={"text": "read x12", "sampling_params": sampling, "stream": stream, **body})
+
+
+def chat(client: httpx.Client, *, stream: bool = False, **body: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "read x12"}]
+    given = {"model": "default", "temperature": 0, "max_tokens": 2, "messages": messages, "stream": stream}
+    return client.post("/v1/chat/completions", json={**given, **body})
+
+
+def complete(client: httpx.Client, **body: Any) -> httpx.Response:
+    return client.post("/v1/completions", json={"model": "default", "max_tokens": 2, "prompt": "read x12", **body})
+
+
+def not_refused(answers: list[httpx.Response], parts: list[str]) -> list[str]:
+    """Answers that are no 400 with a JSON message that names all parts."""
+    return [f"{a.status_code} {a.text}" for a in answers if a.status_code != 400 or not _message_has(a.json(), parts)]
+
+
+def _message_has(body: dict[str, Any], parts: list[str]) -> bool:
+    message = body.get("error", body.get("message"))
+    return all(part in message for part in parts)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(("custom", "parts"), WRONG, ids=["share", "budget", "budget_text", "unknown"])
+def test_wrong_values_and_unknown_keys(
+    client: httpx.Client, log_file: Path, custom: dict[str, Any], parts: list[str], stream: bool
+) -> None:
+    before = log_file.read_text(encoding="utf-8")
+    answers = [
+        generate(client, stream=stream, sampling_params={"custom_params": custom}),
+        chat(client, stream=stream, custom_params=custom),
+        complete(client, stream=stream, custom_params=custom),
+    ]
+    assert not_refused(answers, parts) == []
+    new = log_file.read_text(encoding="utf-8").removeprefix(before)
+    assert "400 Bad Request" in new
+    assert not any(word in new for word in ("Error:", "Traceback", *custom))
+
+
+def test_wrong_places_are_told_the_right_one(client: httpx.Client) -> None:
+    right, wish = '"custom_params": {"kv_budget": ...}', {"kv_budget": 0.1}
+    answers = [
+        generate(client, **wish),
+        generate(client, sampling_params=wish),
+        generate(client, custom_params=wish),
+        chat(client, **wish),
+        chat(client, sampling_params=wish),
+        chat(client, sampling_params={"custom_params": wish}),
+        complete(client, **wish),
+    ]
+    assert not_refused(answers, [right]) == []
+
+
+def test_right_values_go_through(client: httpx.Client) -> None:
+    wishes = {"kv_share": True, "kv_budget": 0.5, "kv_trace": False, "of_another_plugin": "x"}
+    before = client.get("/server_info").json()["internal_states"][0]["star_kv"]["num_pins"]
+    for answer in (
+        generate(client, sampling_params={"custom_params": wishes}),
+        generate(client, stream=True, sampling_params={"custom_params": wishes}),
+        chat(client, custom_params=wishes),
+        chat(client, stream=True, custom_params=wishes),
+        complete(client, custom_params=wishes),
+        chat(client),
+        generate(client),
+    ):
+        assert answer.status_code == 200, answer.text
+    after = client.get("/server_info").json()["internal_states"][0]["star_kv"]["num_pins"]
+    assert after - before == 5
+    # SGLang's own refusals are as they were.
+    assert generate(client, max_thinking_tokens=3).status_code == 400
+    assert chat(client, messages=[]).status_code == 400

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.cli import banner
 from star_kv_sglang.cli.serve import plan
 from star_kv_sglang.cpu_mode.activation import STAND_IN_DIR
+from star_kv_sglang.flags import FLAGS, config_of
 
 USER = ["--model-path", "m", "--kv-policy", "star", "--kv-budget", "0.2", "--port", "31000"]
 
@@ -18,25 +22,29 @@ def test_on_a_gpu_machine_it_is_sglang_serve_and_nothing_else() -> None:
     environment = {"HOME": "/h", "PYTHONPATH": "/a"}
     launch = plan(USER, environment, gpu=True)
     assert launch.argv[0] == sys.executable
-    assert launch.argv[3:] == ["serve", *USER]
+    assert launch.argv[3:] == ["serve", "--enable-cache-report", *USER]
     assert launch.environment == environment
     assert launch.note is None
 
 
 def test_without_a_gpu_it_is_sglang_serve_in_cpu_mode_and_says_so() -> None:
     launch = plan(USER, {"HOME": "/h"}, gpu=False)
-    assert launch.argv[3:] == ["serve", *cpu_mode.with_cpu_arguments(USER)]
+    with_report = ["--enable-cache-report", *USER]
+    assert launch.argv[3:] == ["serve", *cpu_mode.missing_cpu_arguments(USER), *with_report]
     assert launch.environment["PYTHONPATH"] == str(STAND_IN_DIR)
     assert launch.environment["SGLANG_USE_CPU_ENGINE"] == "1"
     assert launch.note == (
         "No GPU found: CPU mode is on. --device cpu --attention-backend torch_native --sampling-backend pytorch "
-        "--mm-attention-backend sdpa"
+        "--mm-attention-backend sdpa --max-total-tokens 32768"
     )
 
 
 def test_the_note_names_only_what_was_added() -> None:
-    launch = plan([*USER, "--device", "cpu", "--attention-backend=triton"], {}, gpu=False)
-    assert launch.note == "No GPU found: CPU mode is on. --sampling-backend pytorch --mm-attention-backend sdpa"
+    launch = plan([*USER, "--device", "cpu", "--attention-backend=triton", "--enable-cache-report"], {}, gpu=False)
+    assert launch.argv.count("--enable-cache-report") == 1
+    assert launch.note == (
+        "No GPU found: CPU mode is on. --sampling-backend pytorch --mm-attention-backend sdpa --max-total-tokens 32768"
+    )
 
 
 def test_the_cpu_is_refused_on_a_gpu_machine() -> None:
@@ -49,16 +57,115 @@ def test_a_gpu_is_refused_where_there_is_none() -> None:
         plan([*USER, "--device=cuda"], {}, gpu=False)
 
 
+BECOMES = (
+    "import os, sys\n"
+    "os.execve = lambda path, argv, environment: print(*argv[3:], sep='|')\n"
+    "from star_kv_sglang import cpu_mode\n"
+    "cpu_mode.is_gpu_present = lambda: True\n"
+    "from star_kv_sglang.cli import banner\n"
+    "banner.start = lambda *given: None\n"
+    "from star_kv_sglang.cli.main import main\n"
+    "status = main()\n"
+    "print('TORCH' if 'torch' in sys.modules else '', file=sys.stderr, end='')\n"
+    "sys.exit(status)\n"
+)
+
+
+def serve(*words: str) -> subprocess.CompletedProcess[str]:
+    """`star-kv serve` in a process that does not become a server, but prints its words."""
+    command = [sys.executable, "-c", BECOMES, "serve", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_words_reach_sglang_in_their_order_and_unread() -> None:
-    """The command sees the words first: unknown flags, values that look like flags and --help must pass through it."""
-    program = (
-        "import os, sys\n"
-        "os.execve = lambda path, argv, environment: print(*argv[3:], sep='|')\n"
-        "from star_kv_sglang import cpu_mode\n"
-        "cpu_mode.is_gpu_present = lambda: True\n"
-        "from star_kv_sglang.cli.main import main\n"
-        "main()\n"
-    )
-    words = ["serve", "m", "--kv-policy-config", '{"a": -1}', "-x", "--help", "--port=1", "--log-level", "info", "-1"]
-    answer = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "|".join(words)
+    """The command sees the words first: unknown flags and values that look like flags must pass through it."""
+    words = ["--kv-policy", "star", "--kv-policy-config", '{"seed": 1}', "-x", "--port=1", "--log-level", "info", "-1"]
+    answer = serve("m", *words)
+    assert answer.stdout.strip() == "|".join(["serve", "m", "--enable-cache-report", *words]), answer.stderr
+    assert answer.stderr == ""
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_shows_our_flags_first_and_says_where_sglangs_are(word: str) -> None:
+    answer = serve("--model-path", "m", word)
+    assert answer.returncode == 0 and answer.stderr == ""
+    first_screen = "\n".join(answer.stdout.splitlines()[:24])
+    assert all(flag.option in first_screen for flag in FLAGS)
+    assert "`sglang serve --help` lists them" in answer.stdout
+    assert "pyramidkv" not in answer.stdout
+    assert len(answer.stdout.splitlines()) < 40
+
+
+STAR = ["--kv-policy", "star"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kv-policy", "pyramid"], "--kv-policy 'pyramid' does not exist; choose one of full, "),
+        (["--kv-policy=pyramidkv"], "--kv-policy pyramidkv is not offered: "),
+        ([*STAR, "--kv-budget", "7"], "--kv-budget 7.0 must be a number in (0, 1]"),
+        ([*STAR, "--kv-budget", "a"], "--kv-budget 'a' must be a number in (0, 1]"),
+        ([*STAR, "--kv-budget"], "--kv-budget needs a value: a number"),
+        ([*STAR, "--kv-budget", "--port"], "--kv-budget needs a value"),
+        ([*STAR, "--kv-token-budget", "x"], "--kv-token-budget 'x' must be a whole number"),
+        (["--kv-image-cache-mb", "-1"], "--kv-image-cache-mb '-1' must be a whole number of MiB, 0 or more"),
+        ([*STAR, "--kv-policy-config", '{"alfa": 1}'], "unknown scorer parameter alfa"),
+        ([*STAR, "--kv-policy-config", "{"], "--kv-policy-config is not valid JSON"),
+        (["--kv-budget", "0.2"], "need a policy that prunes; add --kv-policy star"),
+    ],
+)
+def test_a_wrong_flag_is_answered_at_once_in_one_line(words: list[str], message: str) -> None:
+    """Before torch and SGLang are imported, and before anything else is looked at."""
+    started = time.monotonic()
+    answer = serve("--model-path", "no/such/model", *words)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("error: ") and message in answer.stderr
+    assert answer.stderr.count("\n") == 1 and answer.stderr.endswith("\n")
+    assert time.monotonic() - started < 5, "0.2 s on an idle machine; torch alone takes 3 s there"
+
+
+def test_flags_of_a_configuration_file_are_checked_too(tmp_path: Path) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text("kv-policy: star\nkv-policy-config: {alfa: 1}\n")
+    assert "unknown scorer parameter alfa" in serve("m", "--config", str(config)).stderr
+    config.write_text("kv-policy: star\nkv-policy-config: {seed: 1}\n")
+    assert serve("m", "--config", str(config)).returncode == 0
+
+
+def test_the_flags_are_those_that_sglang_gets() -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    from star_kv_sglang.server_args import StarServerArgs
+
+    ours = set(StarServerArgs.__struct_fields__) - set(ServerArgs.__struct_fields__)
+    assert {flag.name for flag in FLAGS} == ours
+
+
+def info(**given: object) -> dict[str, object]:
+    return {"model_path": "/m/qwen", "max_total_num_tokens": 32768, **given}
+
+
+def test_the_banner_says_where_what_and_how_much() -> None:
+    policy = banner.policy_line(config_of({"kv_policy": "star", "kv_budget": "0.1"}))
+    assert banner.text("http://127.0.0.1:30000", policy, info()).split("\n") == [
+        "",
+        "Ready at http://127.0.0.1:30000/v1 (OpenAI's API)",
+        "  model   /m/qwen",
+        "  policy  star, budget 0.1 of a branch's private screenshot tokens",
+        "  pool    32,768 tokens",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, "full (stock SGLang: nothing is pruned; --kv-policy star prunes)"),
+        ({"kv_policy": "star", "kv_token_budget": "9000"}, "star, 9,000 tokens for all branches"),
+    ],
+)
+def test_the_banner_names_the_policy(given: dict[str, str], line: str) -> None:
+    assert banner.policy_line(config_of(given)) == line

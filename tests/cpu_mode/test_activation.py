@@ -10,6 +10,7 @@ import pytest
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.cpu_mode import activation
+from star_kv_sglang.cpu_mode.quiet import with_quiet_warnings
 
 
 def test_the_environment_of_a_server_has_the_stand_in_first_and_once() -> None:
@@ -19,6 +20,7 @@ def test_the_environment_of_a_server_has_the_stand_in_first_and_once() -> None:
         "HOME": "/h",
         "SGLANG_USE_CPU_ENGINE": "1",
         "TORCHDYNAMO_DISABLE": "1",
+        "PYTHONWARNINGS": with_quiet_warnings(""),
     }
     assert cpu_mode.cpu_environment(once) == once
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from star_kv_sglang import cpu_mode
 from star_kv_sglang.errors import ConfigError, UnsupportedSetupError
 from tests.engine.machine import engine_arguments, server_command
 
@@ -85,6 +86,42 @@ def test_all_unsupported_options_are_named_together(checkpoint: Callable[[str], 
     assert len(caught.value.reasons) == len(flags)
     assert all(flag in str(caught.value) for flag in flags)
     assert "--kv-policy full" in str(caught.value)
+
+
+def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[str], Path]) -> None:
+    """The page size is looked at when SGLang has resolved its arguments, the type of the cache before."""
+    if cpu_mode.is_gpu_present():
+        pytest.skip("a page size that a CPU cannot have")
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), **STAR, kv_cache_dtype="fp8_e5m2", page_size=16)
+    quantised, pages = caught.value.reasons
+    assert "--kv-cache-dtype" in quantised and "--page-size 16" in pages
+
+
+def test_what_sglang_cannot_resolve_does_not_hide_what_is_refused(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    def fails(record: ServerArgs) -> None:
+        raise ValueError("SGLang's own")
+
+    monkeypatch.setattr(ServerArgs, "resolve_once", fails)
+    with pytest.raises(UnsupportedSetupError, match="--speculative-algorithm"):
+        parse(checkpoint("qwen2_5_vl"), **STAR, speculative_algorithm="EAGLE")
+    with pytest.raises(ValueError, match="SGLang's own"):
+        parse(checkpoint("qwen2_5_vl"), **STAR)
+
+
+def test_a_cpu_without_the_cpu_engine_is_told_how_to_turn_it_on(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("star_kv_sglang.compat.gpu_is_present", lambda: False)
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), **STAR)
+    (reason,) = caught.value.reasons
+    assert all(part in reason for part in ("`star-kv serve`", "cpu_mode.enable()", "cpu_engine_kwargs"))
 
 
 @pytest.mark.parametrize(
@@ -167,10 +204,21 @@ def test_file_of_parameters_is_read(checkpoint: Callable[[str], Path], tmp_path:
 
 
 @pytest.mark.slow
-def test_server_stops_before_it_loads_weights(checkpoint: Callable[[str], Path]) -> None:
-    words = [
-        "--model-path", str(checkpoint("qwen2_5_vl")), "--kv-policy", "star", "--kv-budget", "1.5", "--port", "31201",
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "last"),
+    [
+        (["--kv-budget", "1.5"], "error: --kv-budget 1.5 must be a number in (0, 1]"),
+        (["--kv-token-budget", "x"], "error: argument --kv-token-budget: invalid int value: 'x'"),
+        (
+            ["--enable-lmcache", "--tp-size", "2"],
+            "Change these options, or start with --kv-policy full (stock SGLang).",
+        ),
+    ],
+    ids=["value", "no number", "set-up"],
+)
+def test_server_stops_before_it_loads_weights(checkpoint: Callable[[str], Path], flags: list[str], last: str) -> None:
+    """And the last line says why, without a traceback."""
+    words = ["--model-path", str(checkpoint("qwen2_5_vl")), "--kv-policy", "star", *flags, "--port", "31201"]
     argv, environment = server_command(words)
     result = subprocess.run(
         [sys.executable, "-c", "import sys; from sglang.cli.main import main; sys.argv[0] = 'sglang'; main()", *argv],
@@ -178,6 +226,7 @@ def test_server_stops_before_it_loads_weights(checkpoint: Callable[[str], Path])
     )  # fmt: skip
     assert result.returncode != 0
     output = result.stdout + result.stderr
-    assert "--kv-budget 1.5 must be a number in (0, 1]" in output
+    assert "Traceback" not in output
+    assert last in result.stderr.splitlines()[-1]
     assert "Load weight" not in output
     assert "Loading" not in output

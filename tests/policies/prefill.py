@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from star_kv_sglang.algorithm import FrameSpan, PromptLayout, ScorerParams, TrajectoryState
+from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
+from star_kv_sglang.algorithm.params import ScorerParams
+from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.segments import Frame, Segment
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.choice import choose
@@ -17,7 +19,8 @@ from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, visual_quota
 from star_kv_sglang.engine.prune import KVPools
 from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.policies import policy_class
-from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicySettings, Queries
+from star_kv_sglang.policies.base.interface import KVPolicy, Observation, Queries
+from star_kv_sglang.policies.base.settings import PolicySettings
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
 NUM_LAYERS, NUM_HEADS, NUM_GROUPS, HEAD_DIM, HIDDEN = 3, 6, 2, 36, 10

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from star_kv_sglang.algorithm import FrameSpan, PromptLayout, TrajectoryState
+from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
+from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.distinctness import is_kept_before
-from star_kv_sglang.policies.base.interface import Observation, PolicySettings
+from star_kv_sglang.policies.base.interface import Observation
+from star_kv_sglang.policies.base.settings import PolicySettings
 from star_kv_sglang.triton_ops.dispatch import get_ops
 from tests.policies.by_hand import standing_out
 from tests.policies.prefill import PARAMS

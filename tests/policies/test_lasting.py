@@ -12,7 +12,8 @@ import torch
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base import distinctness
 from star_kv_sglang.policies.base.grid import is_beside_peak
-from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores
+from star_kv_sglang.policies.base.settings import PolicySettings
 from tests.policies.prefill import NUM_LAYERS, PARAMS, Prefill, watched
 
 

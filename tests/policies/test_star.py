@@ -7,7 +7,7 @@ import torch
 
 from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.interface import PolicySettings
+from star_kv_sglang.policies.base.settings import PolicySettings
 from star_kv_sglang.policies.star import Policy
 from tests.policies.prefill import PARAMS, Prefill, watched
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from star_kv_sglang.policies.base.grid import at_places, is_beside_peak, is_peak, places, places_of_ranks, ranks
-from star_kv_sglang.policies.base.interface import Observation, PolicyScores, PolicySettings
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores
+from star_kv_sglang.policies.base.settings import PolicySettings
 
 PROMINENT = 2.0
 SAME = 0.1

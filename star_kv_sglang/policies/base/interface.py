@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,18 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from star_kv_sglang.algorithm.layout import PromptLayout
-from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.policies.base.settings import PolicySettings
 
 if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
-
-
-BESIDE_PEAK = 0.9
-"""Share of its distance that a token beside a local maximum counts with, unless told otherwise."""
-
-KEPT_BEFORE = 0.9
-"""Share of its distance that a token counts with of which the screenshot before has kept a copy, likewise."""
 
 
 class Queries(Enum):
@@ -62,32 +55,6 @@ class Split(Enum):
     """All tokens compete by their mean score over the layers."""
     BY_SIZE = "size"
     """Each screenshot gets the same share of its tokens."""
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """What the user chose.
-
-    Attributes:
-        scorer: Parameters; a policy reads those that it has a use for.
-        seed: Of policies that draw.
-        question_share: Share of what stays that the question chooses, where a policy has two scores; None for the
-            policy's own rule.
-        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen matter.
-        beside_peak: What the distance of a token beside a local maximum is multiplied by; at 0 all local maxima come
-            before all other tokens.
-        kept_before: What the distance of a token is multiplied by where the screenshot before has kept the same thing
-            at the same place.
-        trajectory_state: Scores build on what earlier prompts of the branch left behind.
-    """
-
-    scorer: ScorerParams = field(default_factory=ScorerParams)
-    seed: int = 0
-    question_share: float | None = None
-    peaks: bool = True
-    trajectory_state: bool = True
-    beside_peak: float = BESIDE_PEAK
-    kept_before: float = KEPT_BEFORE
 
 
 @dataclass(frozen=True)
