@@ -131,6 +131,9 @@ async def around_handle_request(
             request_params.check_openai_body(body, known=fields)
         except ConfigError as error:
             return serving.create_error_response(str(error))
+        if serving.tokenizer_manager.server_status.name == "Starting":
+            # SGLang's own request to warm up: nobody would know its screenshot on a trace.
+            request.custom_params = {"kv_trace": False, **(request.custom_params or {})}
     return await original(serving, request, raw_request)
 
 

@@ -32,6 +32,7 @@ _IMAGES = "where a prompt's screenshots lie"
 _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
 _CLIENTS = "a client's mistake is the client's 400"
+_WARM_UP = "SGLang's own request to warm up, which no trace is of"
 _START = "arguments, and what SGLang makes of them"
 _ENDS = "where a prompt enters the tree and a request ends"
 
@@ -66,6 +67,9 @@ READS: tuple[Seam, ...] = (
     *_used("managers.io_struct.GetInternalStateReqOutput", "internal_state", "the report in /server_info"),
     # what clients send
     *_used("managers.io_struct", "GenerateReqInput", _CLIENTS),
+    *_used("entrypoints.openai.serving_base.OpenAIServingBase", "tokenizer_manager", _WARM_UP),
+    *_used("managers.tokenizer_manager.TokenizerManager", "server_status", _WARM_UP),
+    *_used("managers.tokenizer_manager.ServerStatus", "Starting", _WARM_UP),
     *_used("entrypoints.openai.protocol.ChatCompletionRequest", "custom_params", _CLIENTS),
     *_used("entrypoints.openai.protocol.CompletionRequest", "custom_params", _CLIENTS),
     *_used("entrypoints.http_server", "generate_contract_error", "the route of /generate calls it by this name"),

@@ -6,6 +6,7 @@ What needs no server, such as wrong flags, is in `test_serve`.
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,8 +46,9 @@ def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(log_file: Path) -> Iterator[httpx.Client]:
-    """A client of a server that was started with nothing but a model and a policy."""
-    flags = ["--model-path", str(MODEL), "--kv-policy", "star"]
+    """A client of a server that was started with nothing but a model, a policy and a folder for traces."""
+    traced = json.dumps({"trace_dir": str(log_file.parent / "traces")})
+    flags = ["--model-path", str(MODEL), "--kv-policy", "star", "--kv-policy-config", traced]
     with serving(flags, log_file) as url, httpx.Client(base_url=url, timeout=120) as client:
         yield client
 
@@ -92,6 +94,12 @@ def test_it_says_where_it_is_and_what_it_runs_once_it_is_ready(client: httpx.Cli
         "  policy  star, budget 0.2 of a branch's private screenshot tokens",
         "  pool    32,768 tokens",
     ]
+
+
+def test_the_warm_up_left_no_trace(client: httpx.Client, log_file: Path) -> None:
+    """Its screenshot is SGLang's: nobody could draw on it. The first trace is of the first client."""
+    assert "POST /v1/chat/completions" in log_file.read_text(encoding="utf-8")
+    assert list((log_file.parent / "traces").iterdir()) == []
 
 
 def test_what_sglang_repeats_on_a_cpu_is_left_out(client: httpx.Client, log_file: Path) -> None:
