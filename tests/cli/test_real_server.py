@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,29 @@ def test_what_sglang_repeats_on_a_cpu_is_left_out(client: httpx.Client, log_file
     log = log_file.read_text(encoding="utf-8")
     named = [*WARNINGS, *(line for lines in LOG_LINES.values() for line in lines), "Traceback", "FFmpeg", "torchcodec"]
     assert [words for words in named if words in log] == []
+
+
+def _readme_request() -> tuple[dict[str, Any], str]:
+    """The body of the request in the README, and the answer that it shows."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    match = re.search(r"curl [^\n]* -d '(?P<body>.*?\]\}\]\}.*?)'\n```\n\n```\n(?P<answer>.*?)\n```", text, re.DOTALL)
+    assert match is not None
+    found = re.search(r"'\$\(base64 -w0 (?P<file>[\w/.]+)\)'", match["body"])
+    assert found is not None
+    picture = base64.b64encode((ROOT / found["file"]).read_bytes()).decode()
+    body: dict[str, Any] = json.loads(match["body"].replace(found[0], picture))
+    return body, match["answer"]
+
+
+def test_the_request_in_the_readme_has_the_answer_that_it_shows(client: httpx.Client) -> None:
+    """The first request to this server, so that it shares with SGLang's warm-up what it shares in the README."""
+    body, shown = _readme_request()
+    answer = client.post("/v1/chat/completions", json=body).json()
+    (choice,) = answer["choices"]
+    (kept,) = choice["meta_info"]["star_kv"]
+    assert kept["live"] + kept["pruned"] == answer["usage"]["prompt_tokens"]
+    assert f'"content": {json.dumps(choice["message"]["content"])}' in shown
+    assert json.dumps(kept) in shown
 
 
 def test_it_answers_text(client: httpx.Client) -> None:
