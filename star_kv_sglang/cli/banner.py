@@ -11,12 +11,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any, Final
-from urllib.error import URLError
+from urllib.parse import urlsplit
 
 from star_kv_sglang.config import PolicyConfig
 
 _DEFAULT_PORT: Final = "30000"
+_LAST_PORT: Final = 65_535
+_HERE: Final = "127.0.0.1"
 _EVERYWHERE: Final = ("0.0.0.0", "::", "")
 # SGLang writes a line for each of these requests; a model takes longer than this to load.
 _POLL_S: Final = 2.0
@@ -32,25 +35,39 @@ def start(server: int, given: Mapping[str, str], config: PolicyConfig, environme
         config: of the policy.
         environment: of the server.
     """
-    host = given.get("host", "127.0.0.1")
-    scheme = "https" if "ssl_certfile" in given else "http"
-    address = "127.0.0.1" if host in _EVERYWHERE else host
+    url = url_of(given)
+    if url is None or _is_taken(url):
+        # SGLang says what is wrong with the port; somebody else would answer at it.
+        return
     task = {
         "server": server,
-        "url": f"{scheme}://{address}:{given.get('port', _DEFAULT_PORT)}",
+        "url": url,
         "api_key": given.get("api_key"),
         "policy": policy_line(config),
     }
-    if _is_taken(address, int(given.get("port", _DEFAULT_PORT))):
-        # Somebody else would answer; SGLang says what is wrong with the port.
-        return
-    command = [sys.executable, "-m", "star_kv_sglang.cli.banner", json.dumps(task)]
-    subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "star_kv_sglang.cli.banner"]
+    process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.PIPE)
+    # Through a pipe: the key may be from a configuration file, and a command line is everybody's to read.
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(task).encode())
+    process.stdin.close()
 
 
-def _is_taken(host: str, port: int) -> bool:
+def url_of(given: Mapping[str, str]) -> str | None:
+    """Where a server with these flags is asked from its own machine; None where its port is none."""
+    port = given.get("port", _DEFAULT_PORT)
+    if not port.isdecimal() or int(port) > _LAST_PORT:
+        return None
+    host = given.get("host", _HERE)
+    host = _HERE if host in _EVERYWHERE else host
+    scheme = "https" if "ssl_certfile" in given else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_taken(url: str) -> bool:
+    parts = urlsplit(url)
     try:
-        socket.create_connection((host, port), timeout=1.0).close()
+        socket.create_connection((parts.hostname, parts.port), timeout=1.0).close()
     except OSError:
         return False
     return True
@@ -82,7 +99,7 @@ def wait(task: Mapping[str, Any]) -> None:
         try:
             _get(task, "/health")
             info = json.loads(_get(task, "/server_info"))
-        except (URLError, OSError, ValueError):
+        except (OSError, HTTPException, ValueError):
             time.sleep(_POLL_S)
             continue
         sys.stderr.write(text(task["url"], task["policy"], info))
@@ -103,4 +120,4 @@ def _get(task: Mapping[str, Any], path: str) -> bytes:
 
 
 if __name__ == "__main__":
-    wait(json.loads(sys.argv[1]))
+    wait(json.load(sys.stdin))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -169,3 +174,68 @@ def test_the_banner_says_where_what_and_how_much() -> None:
 )
 def test_the_banner_names_the_policy(given: dict[str, str], line: str) -> None:
     assert banner.policy_line(config_of(given)) == line
+
+
+@pytest.mark.parametrize("port", ["abc", "", "--host", "70000"])
+def test_a_wrong_port_is_sglangs_to_report(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banner.subprocess, "Popen", lambda *given, **more: pytest.fail("nothing to wait for"))
+    banner.start(1, {"port": port}, config_of({}), {})
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, "http://127.0.0.1:30000"),
+        ({"host": "0.0.0.0", "port": "1"}, "http://127.0.0.1:1"),
+        ({"host": "::1", "port": "1"}, "http://[::1]:1"),
+        ({"host": "localhost", "port": "1", "ssl_certfile": "c"}, "https://localhost:1"),
+    ],
+)
+def test_the_banner_asks_the_server_where_it_listens(given: dict[str, str], url: str) -> None:
+    assert banner.url_of(given) == url
+
+
+def test_the_banner_ends_when_the_server_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    banner.wait({"server": 0, "url": "http://127.0.0.1:1", "api_key": None, "policy": ""})
+    assert capsys.readouterr().err == ""
+
+
+def test_the_key_is_on_no_command_line_and_the_banner_comes_from_the_process_beside(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            body = json.dumps(info() if self.path == "/server_info" else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keeps the test's output clean."""
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    banner.start(os.getpid(), {"port": str(port), "api_key": "secret"}, config_of({}), os.environ)
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in _children()]
+    assert any(b"star_kv_sglang.cli.banner" in command for command in commands)
+    assert not any(b"secret" in command for command in commands)
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        said, deadline = "", time.monotonic() + 30
+        while "Ready" not in said and time.monotonic() < deadline:
+            time.sleep(0.1)
+            said += capfd.readouterr().err
+        server.shutdown()
+    assert f"Ready at http://127.0.0.1:{port}/v1" in said
+    assert set(seen) == {"Bearer secret"}
+
+
+def _children() -> list[int]:
+    """Ids of this process's children."""
+    tasks = Path(f"/proc/{os.getpid()}/task")
+    return [int(word) for task in tasks.iterdir() for word in (task / "children").read_text().split()]
