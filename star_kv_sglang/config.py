@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -87,44 +87,49 @@ class PolicyConfig:
     trace_dir: str | None = None
 
     def __post_init__(self) -> None:
-        require_policy(self.policy)
-        if isinstance(self.budget, bool) or not isinstance(self.budget, (int, float)) or not 0 < self.budget <= 1:
-            raise ConfigError(
+        problems = [*self._problems()]
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with these values, all of it, so that a user mends it in one go."""
+        try:
+            require_policy(self.policy)
+        except ConfigError as error:
+            yield str(error)
+        if not _is_number(self.budget) or not 0 < self.budget <= 1:
+            yield (
                 f"--kv-budget {self.budget!r} must be a number in (0, 1]: the share of a branch's private "
                 "screenshot tokens to keep; use 1.0 to keep everything"
             )
-        if self.token_budget is not None and (
-            isinstance(self.token_budget, bool) or not isinstance(self.token_budget, int) or self.token_budget < 1
-        ):
-            raise ConfigError(
+        if self.token_budget is not None and (not _is_whole(self.token_budget) or self.token_budget < 1):
+            yield (
                 f"--kv-token-budget {self.token_budget!r} must be a whole number, 1 or more: the tokens that the "
                 "private nodes of all branches may hold together"
             )
         for name in ("frame_floor", "branch_floor"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ConfigError(f"{name} {value!r} must be a number in [0, 1)")
-        weight = self.recency_weight
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise ConfigError(f"recency_weight {weight!r} must be a number, 0 or more")
+            if not _is_number(value) or not 0 <= value < 1:
+                yield f"{name} {value!r} must be a number in [0, 1)"
+        if not _is_number(self.recency_weight) or not 0 <= self.recency_weight < math.inf:
+            yield f"recency_weight {self.recency_weight!r} must be a number, 0 or more"
         if self.frame_split is not None and self.frame_split not in SPLITS:
-            raise ConfigError(f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ConfigError(f"seed {self.seed!r} must be a whole number, 0 or more")
+            yield f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}"
+        if not _is_whole(self.seed) or self.seed < 0:
+            yield f"seed {self.seed!r} must be a whole number, 0 or more"
         shares = {"beside_peak": self.beside_peak, "pinned_share": self.pinned_share}
         if self.question_share is not None:
             shares["question_share"] = self.question_share
         for name, share in shares.items():
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-                raise ConfigError(f"{name} {share!r} must be a number in [0, 1]")
-        kept = self.kept_before
-        if isinstance(kept, bool) or not isinstance(kept, (int, float)) or not 0 < kept <= 1:
-            raise ConfigError(f"kept_before {kept!r} must be a number in (0, 1]")
+            if not _is_number(share) or not 0 <= share <= 1:
+                yield f"{name} {share!r} must be a number in [0, 1]"
+        if not _is_number(self.kept_before) or not 0 < self.kept_before <= 1:
+            yield f"kept_before {self.kept_before!r} must be a number in (0, 1]"
         for name in ("current_last", "peaks", "shrink_before_evict", "trajectory_state"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} {getattr(self, name)!r} must be true or false")
+                yield f"{name} {getattr(self, name)!r} must be true or false"
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):
-            raise ConfigError(f"trace_dir {self.trace_dir!r} must be the path of a folder")
+            yield f"trace_dir {self.trace_dir!r} must be the path of a folder"
 
     @property
     def settings(self) -> PolicySettings:
@@ -169,7 +174,6 @@ class PolicyConfig:
         Raises:
             ConfigError: A value is out of range, unknown, or contradicts another.
         """
-        require_policy(policy)
         if budget is not None and token_budget is not None:
             raise ConfigError(
                 "--kv-budget and --kv-token-budget are two ways to bound the same memory: give one of them"
@@ -206,6 +210,14 @@ class PolicyConfig:
             scorer=scorer,
             **own,
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def require_policy(name: str) -> None:

@@ -92,7 +92,15 @@ def config_of(given: Mapping[str, str]) -> PolicyConfig:
     Raises:
         ConfigError: a value is no value of its flag, out of range, unknown, or contradicts another.
     """
-    values = {flag.name: _value(flag, given[flag.name]) for flag in FLAGS if flag.name in given}
+    values, problems = {}, []
+    for flag in FLAGS:
+        if flag.name in given:
+            try:
+                values[flag.name] = _value(flag, given[flag.name])
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
     return PolicyConfig.from_flags(
         policy=values.get("kv_policy", FULL),
         budget=values.get("kv_budget"),

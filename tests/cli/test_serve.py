@@ -131,6 +131,25 @@ def test_a_wrong_flag_is_answered_at_once_in_one_line(words: list[str], message:
     assert time.monotonic() - started < 5, "0.2 s on an idle machine; torch alone takes 3 s there"
 
 
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (
+            ["--kv-token-budget", "x", "--kv-observation-window", "y"],
+            ["--kv-token-budget 'x'", "--kv-observation-window 'y'"],
+        ),
+        (["--kv-budget", "7", "--kv-policy-config", '{"seed": -1}'], ["--kv-budget 7.0", "seed -1 must be"]),
+        (["--kv-budget", "7", "--kv-policy", "stars"], ["--kv-policy 'stars'", "--kv-budget 7.0"]),
+    ],
+)
+def test_several_wrong_flags_are_named_together(words: list[str], messages: list[str]) -> None:
+    answer = serve("m", *STAR, *words)
+    assert answer.returncode == 2
+    lines = answer.stderr.splitlines()
+    assert len(lines) == len(messages)
+    assert all(message in line for message, line in zip(messages, lines, strict=True))
+
+
 def test_flags_of_a_configuration_file_are_checked_too(tmp_path: Path) -> None:
     config = tmp_path / "server.yaml"
     config.write_text("kv-policy: star\nkv-policy-config: {alfa: 1}\n")
