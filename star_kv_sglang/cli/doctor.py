@@ -58,19 +58,30 @@ def check_sglang() -> Check:
 
 def check_pins() -> Check:
     """The libraries that SGLang pins have the pinned versions: others load, and fail later or compute wrongly."""
+    try:
+        requirements = metadata.requires("sglang") or ()
+    except metadata.PackageNotFoundError:
+        return Check("Libraries", False, "SGLang, which pins them, is not installed")
     wanted: dict[str, str] = {}
-    for text in metadata.requires("sglang") or ():
+    for text in requirements:
         requirement = Requirement(text)
         name = requirement.name.replace("_", "-").lower()
         if name in _PINNED and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
             wanted[name] = str(requirement.specifier)
-    found = {name: metadata.version(name) for name in (*_PINNED, "triton")}
+    found = {name: _version(name) for name in (*_PINNED, "triton")}
     wrong = [
-        f"{name} {found[name]} (SGLang needs {pin})"
+        f"{name} {found[name] or 'is not installed'} (SGLang needs {pin})"
         for name, pin in wanted.items()
-        if not Requirement(name + pin).specifier.contains(found[name], prereleases=True)
+        if not Requirement(name + pin).specifier.contains(found[name] or "0", prereleases=True)
     ]
     return Check("Libraries", not wrong, "; ".join(wrong) or ", ".join(f"{name} {found[name]}" for name in found))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_plugin() -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import textwrap
@@ -9,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from star_kv_sglang import cpu_mode
+from star_kv_sglang import compat, cpu_mode
 from star_kv_sglang.cli import banner
 from star_kv_sglang.cpu_mode import CpuModeError
+from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.flags import FLAGS, config_of
 
 # `sglang serve` by its module: the script of that name is missing where SGLang is only on PYTHONPATH.
@@ -91,6 +93,7 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         ConfigError: one of our flags has a wrong value.
+        StarKVError: SGLang is not installed.
         CpuModeError: the device that was asked for is not there.
     """
     if "-h" in argv or "--help" in argv:
@@ -98,6 +101,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     given = cpu_mode.given_flags(argv)
     config = config_of(given)
+    if importlib.util.find_spec("sglang") is None:
+        raise StarKVError(f"SGLang is not installed: pip install sglang=={compat.SUPPORTED_SGLANG[-1]}")
     launch = plan(argv, os.environ, gpu=cpu_mode.is_gpu_present())
     if launch.note is not None:
         sys.stderr.write(f"{launch.note}\n")

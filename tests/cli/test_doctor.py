@@ -78,6 +78,31 @@ def test_a_missing_sglang_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.detail.startswith("not installed; supported: " + ", ".join(compat.SUPPORTED_SGLANG))
 
 
+def test_libraries_that_are_missing_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    result = doctor.check_pins()
+    assert not result.ok
+    assert "torch is not installed (SGLang needs ==2.14.1)" in result.detail
+
+
+def test_without_sglang_every_check_has_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setattr(metadata, "requires", missing)
+    for check in (doctor.check_sglang, doctor.check_pins, doctor.check_seams):
+        result = check()
+        assert not result.ok and "not installed" in result.detail
+
+
 @pytest.mark.parametrize(
     ("allowed", "ok"),
     [("", True), ("star_kv", True), ("smg-zmq, star_kv", True), ("smg-zmq", False)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -11,13 +12,15 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.cli import banner
-from star_kv_sglang.cli.serve import plan
+from star_kv_sglang.cli.serve import plan, run
 from star_kv_sglang.cpu_mode.activation import STAND_IN_DIR
+from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.flags import FLAGS, config_of
 
 USER = ["--model-path", "m", "--kv-policy", "star", "--kv-budget", "0.2", "--port", "31000"]
@@ -150,6 +153,12 @@ def test_several_wrong_flags_are_named_together(words: list[str], messages: list
     assert all(message in line for message, line in zip(messages, lines, strict=True))
 
 
+def test_a_missing_sglang_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StarKVError, match=r"SGLang is not installed: pip install sglang==0\.5\.23"):
+        run(["m"])
+
+
 def test_flags_of_a_configuration_file_are_checked_too(tmp_path: Path) -> None:
     config = tmp_path / "server.yaml"
     config.write_text("kv-policy: star\nkv-policy-config: {alfa: 1}\n")
@@ -220,8 +229,16 @@ def test_the_banner_ends_when_the_server_has_ended(capsys: pytest.CaptureFixture
 
 
 def test_the_key_is_on_no_command_line_and_the_banner_comes_from_the_process_beside(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commands: list[list[str]] = []
+    popen = subprocess.Popen
+
+    def recorded(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        commands.append(command)
+        return popen(command, **more)
+
+    monkeypatch.setattr(banner.subprocess, "Popen", recorded)
     seen: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -240,9 +257,7 @@ def test_the_key_is_on_no_command_line_and_the_banner_comes_from_the_process_bes
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     banner.start(os.getpid(), {"port": str(port), "api_key": "secret"}, config_of({}), os.environ)
-    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in _children()]
-    assert any(b"star_kv_sglang.cli.banner" in command for command in commands)
-    assert not any(b"secret" in command for command in commands)
+    assert [command[1:] for command in commands] == [["-m", "star_kv_sglang.cli.banner"]]
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         said, deadline = "", time.monotonic() + 30
@@ -252,9 +267,3 @@ def test_the_key_is_on_no_command_line_and_the_banner_comes_from_the_process_bes
         server.shutdown()
     assert f"Ready at http://127.0.0.1:{port}/v1" in said
     assert set(seen) == {"Bearer secret"}
-
-
-def _children() -> list[int]:
-    """Ids of this process's children."""
-    tasks = Path(f"/proc/{os.getpid()}/task")
-    return [int(word) for task in tasks.iterdir() for word in (task / "children").read_text().split()]
