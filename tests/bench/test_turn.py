@@ -13,6 +13,7 @@ from star_kv_sglang.tools.bench.turn_profile import Waits, read_profile
 from star_kv_sglang.tools.cli.bench_turn import stage_table, wait_table
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.engine.machine import engine_arguments, environment
+from tests.engine.preloaded import kept_at_shutdown, preloaded_processes
 
 
 def event(
@@ -141,7 +142,8 @@ def test_a_stage_costs_nothing_without_a_profiler() -> None:
 def test_both_profiles_come_from_a_real_engine(tmp_path: Path) -> None:
     case = Case(num_cached_screens=2, num_steps=4, shape="tiny", screen_size=(280, 168))
     arguments = engine_arguments(max_total_tokens=4000, skip_server_warmup=True, log_level="error")
-    with environment({**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}):
+    checks = {**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}
+    with environment(checks), preloaded_processes(), kept_at_shutdown():
         profile = profile_turn(tmp_path, case, arguments)
     stages = {one.name: one.num_ranges for one in profile.turn.stages}
     once = dict.fromkeys(("begin", "fuse", "store", "select", "state", "prune", "register"), 1)

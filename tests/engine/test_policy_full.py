@@ -67,7 +67,8 @@ def test_requests_call_code_of_ours_with_a_policy_only(
     checkpoint: Callable[[str], Path], tmp_path: Path, policy: str
 ) -> None:
     log = tmp_path / "calls"
-    with logged_calls(log), running_engine(checkpoint("qwen2_5_vl"), kv_policy=policy) as engine:
+    started = running_engine(checkpoint("qwen2_5_vl"), preloaded=False, kv_policy=policy)
+    with logged_calls(log), started as engine:
         at_start = log.read_text(encoding="utf-8").splitlines()
         chat = turn(Chat(), 0)
         first = engine.answer(chat, 4)

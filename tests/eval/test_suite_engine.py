@@ -22,6 +22,7 @@ from star_kv_sglang.tools.eval.suite.variants import Cell, chosen_variants
 from star_kv_sglang.tools.eval.suite.vision import load_screens, see_all
 from star_kv_sglang.tools.eval.suite.worker import Spec, Step, Worker
 from star_kv_sglang.tools.rollout.trajectory import Trajectory, load_trajectories, save_trajectories
+from tests.engine.preloaded import kept_at_shutdown, preloaded_processes
 from tests.eval.suite_cases import SETTINGS
 from tests.models.checkpoints import EXAMPLE_MODEL
 from tinygui.suite_questions import FIRST_SEED, suite_trajectory
@@ -52,11 +53,13 @@ def worker(one: Trajectory, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (variant,) = chosen_variants(["star"])
     steps = (Step(CELL, (one.id,)),)
     spec = Spec(str(EXAMPLE_MODEL), str(folder / "q.json"), str(folder), variant, steps, None, 1, frozenset({one.id}))
-    worker = Worker(spec)
+    with preloaded_processes():
+        worker = Worker(spec)
     try:
         yield worker
     finally:
-        worker.engine.close()
+        with kept_at_shutdown():
+            worker.engine.close()
         worker.engine.run(asyncio.sleep(0))
 
 

@@ -1,0 +1,178 @@
+"""SGLang's processes without the wait for its imports: they are forked from one process that has imported it.
+
+An engine starts two processes, and each imports SGLang for eight seconds of CPU time: two thirds of a start. In the
+block of :func:`preloaded_processes` multiprocessing starts them in another way, and they are the same otherwise: each
+is a child of the test's process with the environment, the file descriptors and the command line of a spawned one, and
+does what that command line says. Only for a CPU: an import may touch a GPU, which no fork survives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import util
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+_PR_SET_CHILD_SUBREAPER = 36
+_NO_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy's library starts its threads as it is imported, and a fork has none of them; PyTorch starts its own later."""
+_MAX_MESSAGE, _MAX_FDS = 1 << 17, 64
+_ABOVE_ALL_FDS = 1000
+_STANDARD_FDS = (0, 1, 2)
+
+_template: _Template | None = None
+
+
+class _Template:
+    """The process that has imported SGLang, as this process sees it; it ends with this one."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            program = "import sys; from tests.engine.preloaded import serve; serve(int(sys.argv[1]))"
+            self._process = subprocess.Popen(
+                [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", program, str(theirs.fileno())],  # type: ignore[attr-defined]
+                env={**os.environ, **_NO_THREADS, "PYTHONPATH": os.pathsep.join(sys.path)},
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def spawn(self, path: bytes, args: Sequence[Any], fds: Sequence[int]) -> int:
+        """As ``multiprocessing.util.spawnv_passfds``: the process's id."""
+        given = sorted({*fds, *_STANDARD_FDS})
+        wish = {
+            "args": [os.fsdecode(word) for word in args],
+            "env": dict(os.environ),
+            "fds": given,
+            "ppid": os.getpid(),
+        }
+        with _adopting_orphans():
+            socket.send_fds(self._socket, [json.dumps(wish).encode()], given)
+            answer = self._socket.recv(_MAX_MESSAGE)
+        if not answer:
+            raise RuntimeError("the process that has imported SGLang is gone; its traceback is in the captured stderr")
+        return int(answer)
+
+
+@contextmanager
+def preloaded_processes() -> Iterator[None]:
+    """What multiprocessing spawns in the block is forked from a process that has imported SGLang."""
+    global _template
+    if _template is None or not _template.is_alive():
+        _template = _Template()
+    template, spawn = _template, util.spawnv_passfds
+
+    def spawn_or_fork(path: bytes, args: Sequence[Any], fds: Sequence[int]) -> int:
+        """Multiprocessing's own tracker of resources is started in the same way and needs nothing of SGLang."""
+        forked = "--multiprocessing-fork" in args
+        return template.spawn(path, args, fds) if forked else spawn(path, args, fds)
+
+    with patch.object(util, "spawnv_passfds", spawn_or_fork):
+        yield
+
+
+@contextmanager
+def kept_at_shutdown() -> Iterator[None]:
+    """SGLang's shutdown ends all children of its process; in the block it spares the one that has imported SGLang."""
+    from sglang.srt.entrypoints import engine
+
+    kill = engine.kill_process_tree
+
+    def kill_others(*args: Any, **kwargs: Any) -> None:
+        kill(*args, **kwargs, skip_pid=_template.pid if _template is not None else None)
+
+    with patch.object(engine, "kill_process_tree", kill_others):
+        yield
+
+
+@contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """A process whose parent ends becomes a child of this one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def serve(fd: int) -> None:
+    """Import SGLang, then fork whenever the test's process asks, until it is gone."""
+    import sglang.srt.entrypoints.engine  # noqa: F401
+
+    gc.freeze()
+    with socket.socket(fileno=fd) as asks:
+        while True:
+            message, fds, _, _ = socket.recv_fds(asks, _MAX_MESSAGE, _MAX_FDS)
+            if not message:
+                return
+            pid = _fork_for(json.loads(message), fds, asks)
+            for received in fds:
+                os.close(received)
+            asks.send(str(pid).encode())
+
+
+def _fork_for(wish: dict[str, Any], fds: list[int], asks: socket.socket) -> int:
+    """Fork a process that the asking one adopts, because the one between the two ends at once."""
+    reader, writer = os.pipe()
+    between = os.fork()
+    if between == 0:
+        child = os.fork()
+        if child == 0:
+            for ours in (reader, writer, asks.detach()):
+                os.close(ours)
+            _become(wish, fds)
+        os.write(writer, str(child).encode())
+        os._exit(0)
+    os.waitpid(between, 0)
+    pid = int(os.read(reader, 32))
+    for ours in (reader, writer):
+        os.close(ours)
+    return pid
+
+
+def _become(wish: dict[str, Any], fds: list[int]) -> NoReturn:
+    """Run the command line that a spawned process would have, with its environment and descriptors."""
+    code = 1
+    try:
+        _take(fds, wish["fds"])
+        os.environ.clear()
+        os.environ.update(wish["env"])
+        program = wish["args"].index("-c") + 1
+        sys.argv = ["-c", *wish["args"][program + 1 :]]
+        exec(wish["args"][program], {"__name__": "__main__"})
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _take(fds: Sequence[int], wanted: Sequence[int]) -> None:
+    """Move the received descriptors to the numbers that they have in the asking process."""
+    above = [fcntl.fcntl(received, fcntl.F_DUPFD, _ABOVE_ALL_FDS) for received in fds]
+    for received in fds:
+        os.close(received)
+    for received, number in zip(above, wanted, strict=True):
+        os.dup2(received, number)
+        os.close(received)
