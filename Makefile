@@ -37,7 +37,7 @@ types: install tree
 # Two processes: Triton reads TRITON_INTERPRET when it is imported, and SGLang imports it too.
 test: lint types
 	TRITON_INTERPRET=1 $(VENV)/python -m pytest -n 2 tests/ops
-	$(VENV)/python -m pytest -n 2 --dist loadfile --ignore=tests/ops
+	$(VENV)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --ignore=tests/ops
 
 test-nightly: install
 	TRITON_INTERPRET=1 HYPOTHESIS_PROFILE=nightly $(VENV)/python -m pytest -m 'not gpu' tests/ops
