@@ -78,6 +78,20 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         _left_out.update([marker for marker in _OPT_IN_MARKERS if item.get_closest_marker(marker)] or ["other"])
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With xdist, tell the process that prints the summary what was left out here."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = dict(_left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """All of xdist's processes leave the same tests out."""
+    global _left_out
+    _left_out |= Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests did not run, and how to run those that are asked for by marker."""
     for reason, count in sorted(_left_out.items()):
