@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-
-from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.segments import Segment
+
+if TYPE_CHECKING:
+    import torch
+
+    from star_kv_sglang.algorithm.state import TrajectoryState
 
 
 @dataclass(slots=True)
@@ -19,8 +22,8 @@ class NodeExtra:
         segments: Segments of the node in order of position.
         labelled: Whether a request told which frames the node holds.
         num_holes: Positions without KV.
-        tips: Finished requests whose sequence ended here and which no later request has continued: branches that may
-            come back. For each the length of its prompt.
+        pending_branches: Finished requests whose sequence ended here and which no later request has continued. For each
+            the length of its prompt.
         num_locks: Requests that hold the node and none of its children.
         num_used_children: Children that somebody uses.
         num_shared_children: Children that are shared.
@@ -35,7 +38,7 @@ class NodeExtra:
     segments: list[Segment] = field(default_factory=list)
     labelled: bool = False
     num_holes: int = 0
-    tips: list[int] = field(default_factory=list)
+    pending_branches: list[int] = field(default_factory=list)
     num_locks: int = 0
     num_used_children: int = 0
     num_shared_children: int = 0
@@ -48,7 +51,7 @@ class NodeExtra:
     @property
     def num_users(self) -> int:
         """Requests and branches that use the node, each child that is used counted once."""
-        return self.num_locks + len(self.tips) + self.num_used_children
+        return self.num_locks + len(self.pending_branches) + self.num_used_children
 
     def replace_segment(self, old: Segment, new: Segment) -> None:
         """Exchange a segment and keep the count of holes."""
@@ -63,7 +66,7 @@ class NodeExtra:
     def split(self, position: int, page_size: int) -> NodeExtra:
         """Cut off and return the record of the positions before ``position``; this record keeps the rest.
 
-        The state, the tips and the locks belong to the end of the node, so they stay here.
+        The state, the pending branches and the locks belong to the end of the node, so they stay here.
         """
         upper = NodeExtra(
             start=self.start,

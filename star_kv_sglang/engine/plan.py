@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.cache.lookup import held_length
 from star_kv_sglang.cache.segments import Frame, LiveIndex, Segment, segments_between
 from star_kv_sglang.policies.base.interface import Queries
 
@@ -124,10 +125,10 @@ def plan_request(
     )
     segments: tuple[Segment, ...] = ()
     if window:
-        held = tree.held_length(RadixKey(req.get_fill_ids(), req.extra_key, cache_salt=req.cache_salt))
+        held = held_length(tree, RadixKey(req.get_fill_ids(), req.extra_key, cache_salt=req.cache_salt))
         # What the tree holds beyond this request's own path came from another one since it was matched.
         from_others = held if held > in_tree else 0
-        private_from = max(tree.shared_until(req.last_node), peer_prefix_len, from_others)
+        private_from = max(tree.sharing.shared_until(path), peer_prefix_len, from_others)
         aligned_end = end // tree.page_size * tree.page_size
         upcoming = segments_between(shown, in_tree, aligned_end, tree.page_size)
         segments = tuple(s for s in (*known, *upcoming) if s.start >= private_from and s.core_len)

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from star_kv_sglang.cache.ledger import SegmentLedger
-from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
+from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.config import PolicyConfig
@@ -218,7 +218,9 @@ class PolicyEngine(CacheListener):
         """Note the batch's holes and, for a prefill, plan it, before its forward; None where nothing is scored."""
         if not self.prunes or self.observer is None:
             return None
-        self.counters.peak_private_tokens = max(self.counters.peak_private_tokens, self._require_tree().private_size())
+        self.counters.peak_private_tokens = max(
+            self.counters.peak_private_tokens, self._require_tree().sharing.private_size
+        )
         plan = self._plan_batch(batch) if batch.forward_mode.is_extend() else None
         # Of every row that runs, planned for scoring or not: page tables follow from the holes alone.
         holes = self._row_holes.of(batch.req_pool_indices_cpu.tolist())
@@ -241,7 +243,7 @@ class PolicyEngine(CacheListener):
         for req, row in zip(batch.reqs, rows, strict=True):
             if req not in decoding:
                 self._note_in_flight(req)
-                self._row_holes.tell(row, self._require_tree().num_holes(req.last_node))
+                self._row_holes.tell(row, self._require_tree().num_holes(self._require_tree().path(req.last_node)))
         with self._faults.guard("planning a prefill", "its prompts stay unpruned"):
             for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):
                 if req in decoding:
@@ -350,7 +352,7 @@ class PolicyEngine(CacheListener):
         self._in_flight[req.rid] = req
         if req not in self._continued:  # a request that was put back and comes again continues its branch once
             self._continued.add(req)
-            self._require_tree().continue_branch(req.last_node, len(req.origin_input_ids))
+            self._require_tree().sharing.continue_branch(req.last_node, len(req.origin_input_ids))
 
     def _plan(self, req: Req, start: int, end: int) -> RequestPlan:
         frames = self.frames_of(req)
@@ -402,58 +404,64 @@ class PolicyEngine(CacheListener):
             self._frames[req] = frames
         return frames
 
-    def on_prompt_cached(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
+    def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
         """Prune the private segments of a prompt that has just entered the tree, and tell its response about it."""
-        self._prune_prompt(tree, req, has_row=has_row)
+        tree.label_frames(stored.path, self.frames_of(stored.req))
+        if not stored.ends_prompt:
+            return
+        self._prune_prompt(tree, stored)
         with self._faults.guard("telling a response what was kept", "it lacks it"):
-            self._tell(tree, req)
+            self._tell(tree, stored)
         self._publish()
 
-    def _tell(self, tree: StarRadixCache, req: Req) -> None:
+    def _tell(self, tree: StarRadixCache, stored: Stored) -> None:
+        req = stored.req
         if req.customized_info is None:
             req.customized_info = {}
         if META_INFO not in req.customized_info:
-            use = RequestUse.of(tree, tree.path(req.last_node), len(req.origin_input_ids))
+            use = RequestUse.of(tree, stored.path, len(req.origin_input_ids))
             # One entry for each output token: this one comes with the first.
             req.customized_info[META_INFO] = [asdict(use)]
 
-    def _prune_prompt(self, tree: StarRadixCache, req: Req, *, has_row: bool) -> None:
+    def _prune_prompt(self, tree: StarRadixCache, stored: Stored) -> None:
+        req, has_row = stored.req, stored.has_row
         self._in_flight.pop(req.rid, None)
         # It asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks. They may come
         # one after the other, and the first would be taken for the only one.
         only_cached = req.sampling_params.max_new_tokens == 0
         if (only_cached or _wishes(req).share) and req.rid not in self._running:  # at its end it comes once more
-            self._pin(tree, req)
+            self._pin(tree, stored)
         if has_row:
             self._running[req.rid] = req
         choice = self._choices.pop(req.rid, None)
         if choice is None:
             return
-        if only_cached or req.last_node is tree.root_node:
+        if only_cached or not stored.path:
             self._corrupt.pop(req.rid)
         else:
             self._note_state(tree, req, choice)
             with self._faults.guard("pruning a prompt", "it stays unpruned"):
-                self._prune(tree, req, choice, has_row=has_row)
+                self._prune(tree, stored, choice)
             # The ledger and the marks of slots say the same or nothing.
             with stage("register"), committing():
-                tree.register_path(req.last_node)
+                tree.register_path(stored.path)
             with self._faults.guard("counting what was kept", "its figures are incomplete"):
-                self._kept.note(tree, tree.path(req.last_node), self.frames_of(req))
+                self._kept.note(tree, stored.path, self.frames_of(req))
         if not self._choices:
             # The step after a prefill that was scored waits for its result: no row of a running request is in use.
             self._hold_token_budget(tuple(self._running.values()))
 
-    def _pin(self, tree: StarRadixCache, req: Req) -> None:
+    def _pin(self, tree: StarRadixCache, stored: Stored) -> None:
         """Keep the prompt's path whole, unless all that is kept so would be too much of the pool."""
         counters, share = self.counters, self.config.pinned_share
-        if tree.pin(req.last_node, at_most=int(share * tree.token_to_kv_pool_allocator.size)):
+        if tree.sharing.pin(stored.path, at_most=int(share * tree.token_to_kv_pool_allocator.size)):
             counters.num_pins += 1
             return
         if not counters.num_refused_pins:
             logger.warning(
                 "request %s: its prefix is pruned like any other, as what requests have asked to keep whole may hold "
-                "%g of the pool (pinned_share in --kv-policy-config). Further cases are only counted.", req.rid, share,
+                "%g of the pool (pinned_share in --kv-policy-config). Further cases are only counted.",
+                stored.req.rid, share,
             )  # fmt: skip
         counters.num_refused_pins += 1
 
@@ -472,15 +480,14 @@ class PolicyEngine(CacheListener):
             )  # fmt: skip
         self.counters.num_recency_fallbacks += 1
 
-    def _prune(self, tree: StarRadixCache, req: Req, choice: Choice, *, has_row: bool) -> None:
-        private_from = max(tree.shared_until(req.last_node), self._peer_prefix_len(req))
+    def _prune(self, tree: StarRadixCache, stored: Stored, choice: Choice) -> None:
+        req = stored.req
+        private_from = max(tree.sharing.shared_until(stored.path), self._peer_prefix_len(req))
         with stage("prune"):
-            pruned = prune_path(
-                tree, req, choice.kept(), self._require_pools(), self.ops, private_from=private_from, has_row=has_row
-            )
+            pruned = prune_path(tree, stored, choice.kept(), self._require_pools(), self.ops, private_from=private_from)
         self.counters.num_skipped_segments += pruned.num_skipped
         if pruned.num_freed:
-            if has_row:
+            if stored.has_row:
                 self._row_holes.add(req.kv.req_pool_idx, pruned.num_freed)
             self.counters.num_prunes += 1
             self.counters.num_pruned_tokens += pruned.num_freed
@@ -508,7 +515,7 @@ class PolicyEngine(CacheListener):
             running: Requests whose rows may change now.
         """
         limit, tree = self.config.token_budget, self._require_tree()
-        if limit is None or tree.private_size() <= limit:
+        if limit is None or tree.sharing.private_size <= limit:
             return
         target, cut = limit - limit // SLACK, Cut()
         with stage("budget"), self._faults.guard("cutting to the token budget", "leaves are dropped instead"):
@@ -518,10 +525,12 @@ class PolicyEngine(CacheListener):
         counters = self.counters
         counters.num_budget_steps += 1
         counters.num_pruned_tokens += cut.num_freed
-        if tree.private_size() > limit:
+        if tree.sharing.private_size > limit:
             with stage("budget"):
-                counters.num_budget_evicted_tokens += tree.drop_private_leaves(tree.private_size() - target)
-        counters.num_budget_misses += tree.private_size() > limit
+                counters.num_budget_evicted_tokens += tree.eviction.drop_leaves(
+                    tree.sharing.private_size - target, private_only=True
+                )
+        counters.num_budget_misses += tree.sharing.private_size > limit
 
     def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
         """Prune what no request holds and does not rank higher, down to the floors, before leaves are dropped."""

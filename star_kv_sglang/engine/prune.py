@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.cache.radix_cache import KeptTokens, StarRadixCache
+from star_kv_sglang.cache.radix_cache import KeptTokens, StarRadixCache, Stored
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.faults import committing
@@ -126,32 +126,23 @@ class Pruned:
 
 
 def prune_path(
-    tree: StarRadixCache,
-    req: Req,
-    kept: Sequence[KeptTokens],
-    pools: KVPools,
-    ops: Ops,
-    *,
-    private_from: int,
-    has_row: bool,
+    tree: StarRadixCache, stored: Stored, kept: Sequence[KeptTokens], pools: KVPools, ops: Ops, *, private_from: int
 ) -> Pruned:
-    """Prune the private segments of the path to ``req.last_node``, which the request locks.
+    """Prune the private segments of what a request has stored; its row gets the holes too, where it goes on.
 
     Args:
         tree: The tree.
-        req: The request.
+        stored: The request and its path, the last node of which it locks.
         kept: What stays of each segment.
         pools: Everything that is indexed by slot.
         ops: Kernels or references.
         private_from: Segments that start before this position are shared and stay whole.
-        has_row: The request goes on: its row gets the holes too.
     """
     done = Pruned()
-    path = tree.path(req.last_node)
     targets: list[Target] = []
     chosen: list[torch.Tensor] = []
     for choice in kept:
-        found = tree.segment_at(path, choice)
+        found = tree.segment_at(stored.path, choice)
         if found is None or choice.start < private_from:
             done.num_skipped += 1
             continue
@@ -169,10 +160,10 @@ def prune_path(
         done.segments.append((one.segment, slots[start : start + one.num_keep]))
         start += one.segment.num_live
     done.num_freed = len(prune_targets(tree, targets, slots, packed, pools, ops))
-    if has_row:
+    if stored.has_row:
         with committing():
             for one in targets:
-                punch_row(tree, req, one)
+                punch_row(tree, stored.req, one)
     return done
 
 

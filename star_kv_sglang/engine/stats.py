@@ -152,7 +152,7 @@ def take_census(tree: StarRadixCache) -> TreeCensus:
 
 def tree_sizes(tree: StarRadixCache, counters: PolicyCounters) -> dict[str, int]:
     """The census without a walk through the tree."""
-    live, private = tree.evictable_size() + tree.protected_size(), tree.private_size()
+    live, private = tree.evictable_size() + tree.protected_size(), tree.sharing.private_size
     return {
         "live_tokens": live,
         "shared_tokens": live - private,

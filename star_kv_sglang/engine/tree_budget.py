@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.cache.lookup import nodes_along
 from star_kv_sglang.engine.faults import committing
 from star_kv_sglang.engine.prune import KVPools, Target, prune_targets, punch_row, target_slots
 from star_kv_sglang.engine.tree_quotas import Contest, tree_quotas
@@ -98,7 +99,7 @@ class TreeBudget:
             running: Requests with a row whose prompt lies in the tree; no forward of theirs is in flight.
             waiting: Requests that will be matched.
         """
-        excess = self._tree.private_size() - max_private
+        excess = self._tree.sharing.private_size - max_private
         if excess <= 0:
             return Cut()
         holders = {node: req for req in running for node in self._private_tail(req)}
@@ -121,7 +122,7 @@ class TreeBudget:
     def _ranked_above(self, rank: Any) -> set[int]:
         if rank is None:
             return set()
-        ledger, rank_of = self._ledger, self._tree.eviction_rank
+        ledger, rank_of = self._ledger, self._tree.eviction.rank_of
         idents = np.flatnonzero(ledger.used & ~ledger.shared).tolist()
         return {ident for ident in idents if rank_of(ledger.node_of(ident)) > rank}
 
@@ -236,7 +237,7 @@ class TreeBudget:
         users: Counter[TreeNode] = Counter()
         for req in waiting:
             key = RadixKey(req.origin_input_ids, req.extra_key, cache_salt=req.cache_salt)
-            users.update(self._tree.nodes_along(key))
+            users.update(nodes_along(self._tree, key))
         return self._idents(node for node, count in users.items() if count + (node in holders) > 1)
 
 

@@ -67,11 +67,11 @@ def check_private(world: TreeWorld) -> None:
     for node in reversed(list(tree.nodes())):
         children = list(node.children.values())
         ends_here = sum(req.last_node is node for req in world.running)
-        users[node] = ends_here + len(tree.extra(node).tips) + sum(users[child] > 0 for child in children)
+        users[node] = ends_here + len(tree.extra(node).pending_branches) + sum(users[child] > 0 for child in children)
         shared[node] = users[node] > 1 or tree.extra(node).pinned or any(shared[child] for child in children)
         assert (tree.extra(node).used, tree.extra(node).shared) == (users[node] > 0, shared[node])
-    assert tree.private_size() == sum(tree.num_live(node) for node, is_shared in shared.items() if not is_shared)
-    assert tree.pinned_size() == sum(tree.num_live(node) for node in tree.nodes() if tree.extra(node).pinned)
+    assert tree.sharing.private_size == sum(tree.num_live(node) for node, is_shared in shared.items() if not is_shared)
+    assert tree.sharing.pinned_size == sum(tree.num_live(node) for node in tree.nodes() if tree.extra(node).pinned)
     if tree.ledger is None:
         return
     ledger, marks = tree.ledger, torch.zeros_like(world.pools.side.segment_ids)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ class Cell:
         page: Physical page that holds its KV; None for a hole.
         begins_node: A node of SGLang's tree begins here.
         used: When it was touched last.
-        tips: Branches that end behind it and may come back: for each the length of its prompt.
+        pending_branches: Branches that end behind it and may come back: for each the length of its prompt.
         pinned: Somebody asked to keep it whole.
         sealed: Pruned ranges of positions that it overlaps.
         children: By their tokens; cells of the first page by salt and tokens.
@@ -31,7 +31,7 @@ class Cell:
     page: int | None
     begins_node: bool
     used: int
-    tips: list[int] = field(default_factory=list)
+    pending_branches: list[int] = field(default_factory=list)
     pinned: bool = False
     sealed: set[Range] = field(default_factory=set)
     children: dict[object, Cell] = field(default_factory=dict)
@@ -207,7 +207,7 @@ class Oracle:
         users: dict[Cell, int] = {}
         for cell in reversed(list(self.cells())):
             ways_on = sum(users[child] > 0 for child in cell.children.values())
-            users[cell] = ends.count(cell) + len(cell.tips) + ways_on
+            users[cell] = ends.count(cell) + len(cell.pending_branches) + ways_on
         return users
 
     def num_holes(self, cells: Iterable[Cell]) -> int:
@@ -233,14 +233,14 @@ class Oracle:
     def _continue_branch(self, cells: Sequence[Cell], prompt_len: int) -> None:
         """The branch that ended on the path goes on, or the one whose answer the new prompt has rewritten."""
         for cell in reversed(cells):
-            if cell.tips:
-                cell.tips.pop()
+            if cell.pending_branches:
+                cell.pending_branches.pop()
                 return
             for answer in cell.children.values() if cell is cells[-1] else ():
                 *_, end = _node_from(answer)
-                for length in end.tips:
+                for length in end.pending_branches:
                     if length < prompt_len and length < (len(cells) + 1) * self.page_size:
-                        end.tips.remove(length)
+                        end.pending_branches.remove(length)
                         return
 
     def grow(self, name: str, pages: Sequence[int]) -> None:
@@ -300,7 +300,7 @@ class Oracle:
         if is_insert:
             cells = self.path(holder)
             if cells:
-                cells[-1].tips.append(holder.prompt_len)
+                cells[-1].pending_branches.append(holder.prompt_len)
         self.free |= set(holder.pages)
         del self.holders[name]
 

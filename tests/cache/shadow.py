@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.cache.lookup import descend, held_length
+from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.cache.segments import Frame
 from tests.cache.oracle import Cell, Oracle, OracleSegment, Range
 from tests.cache.sequences import frames_in
@@ -126,21 +128,23 @@ class ShadowedWorld(TreeWorld):
             assert [cell.page for cell in own] == self._pages(node.value), "another page holds it"
             assert [cell.begins_node for cell in own] == [True] + [False] * (len(own) - 1), "nodes begin elsewhere"
             assert {locks.get(cell, 0) for cell in own} == {node.lock_ref}, "others hold it"
-            assert [cell.tips for cell in own] == [[] for _ in own[1:]] + [tree.extra(node).tips]
+            assert [cell.pending_branches for cell in own] == [[] for _ in own[1:]] + [
+                tree.extra(node).pending_branches
+            ]
             assert {cell.pinned for cell in own} == {tree.extra(node).pinned}
             assert {cell in shared for cell in own} == {tree.extra(node).shared}, "others can use it"
             private += sum(cell.page is not None for cell in own if cell not in shared)
             assert self._segments_to(node) == oracle.segments(cells, frames)
         assert seen == sum(1 for _ in oracle.cells()), "the tree has lost a page"
         assert (tree.protected_size(), tree.evictable_size()) == oracle.sizes()
-        assert tree.private_size() == private * size
+        assert tree.sharing.private_size == private * size
         assert self.allocator.available_size() == len(oracle.free) * size
         for req in self.running:
             self._agree_on_row(req)
         for salt, tokens, _ in self.sequences:
             key = RadixKey(tokens, salt).page_aligned(size)
-            assert tree.held_length(key) == len(oracle.held(salt, tokens)) * size
-            assert tree.insertable_length(key) == oracle.insertable(salt, tokens)
+            assert held_length(tree, key) == len(oracle.held(salt, tokens)) * size
+            assert insertable_length(tree, key) == oracle.insertable(salt, tokens)
 
     def _agree_on_row(self, req: FakeRequest) -> None:
         holder = self.oracle.holders[req.rid]
@@ -180,3 +184,17 @@ class ShadowedWorld(TreeWorld):
 
 def _ranges(req: FakeRequest) -> list[Range]:
     return [(frame.start, frame.end) for frame in req.frames]
+
+
+def insertable_length(tree: StarRadixCache, key: RadixKey) -> int:
+    """How much of a key the tree can hold without splitting a sealed segment.
+
+    A key that ends or diverges inside of a sealed segment can be stored up to the segment only.
+    """
+    done = 0
+    for node, matched in descend(tree, key):
+        allowed = matched if matched == len(node.key) else tree.splittable_length(node, matched)
+        if allowed < matched:
+            return done + allowed
+        done += matched
+    return len(key)

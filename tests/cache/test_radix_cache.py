@@ -155,7 +155,7 @@ def test_a_pin_beyond_the_bound_is_refused_and_changes_nothing(world: TreeWorld)
     first, second = run_prompt(world, prompt(1, SHOT, 2), keep=None), run_prompt(world, prompt(3, SHOT, 2), keep=None)
     assert world.pin(first, at_most=32)
     assert not world.pin(second, at_most=63)
-    assert world.tree.pinned_size() == 32
+    assert world.tree.sharing.pinned_size == 32
     history = finish(world, second)
     onward = run_prompt(world, history + prompt(OTHER_SHOT, 4))
     assert [s.sealed for n in world.tree.path(onward.last_node) for s in world.tree.extra(n).segments] == [True, True]
@@ -167,7 +167,7 @@ def test_an_evicted_pin_makes_room_for_the_next(world: TreeWorld) -> None:
     assert world.pin(first, at_most=32)
     finish(world, first)
     world.evict(1000)
-    assert world.tree.pinned_size() == 0
+    assert world.tree.sharing.pinned_size == 0
     second = run_prompt(world, prompt(3, SHOT, 2), keep=None)
     assert world.pin(second, at_most=32)
     check(world)
@@ -246,7 +246,7 @@ def test_an_answer_that_its_agent_rewrites_shares_nothing(world: TreeWorld) -> N
     rewritten = prompt(first, 8, OTHER_SHOT, 3)
     assert rewritten[: len(answered)] != answered
     second = run_prompt(world, rewritten, keep=4)
-    assert world.tree.shared_until(second.last_node) == 0
+    assert world.shared_until(second) == 0
     assert [s.num_live for n in world.tree.path(second.last_node) for s in world.tree.extra(n).segments] == [4, 4]
 
 
@@ -256,10 +256,10 @@ def test_the_same_prompt_again_is_another_branch(world: TreeWorld) -> None:
     finish(world, run_prompt(world, first, keep=None))
     finish(world, run_prompt(world, first, keep=None))
     one = run_prompt(world, prompt(first, 8, OTHER_SHOT, 3), keep=4)
-    assert world.tree.shared_until(one.last_node) == len(first)
+    assert world.shared_until(one) == len(first)
     history = finish(world, one)
     other = run_prompt(world, prompt(first, 9, OTHER_SHOT, 4), keep=4)
-    assert world.tree.shared_until(other.last_node) == len(first)
+    assert world.shared_until(other) == len(first)
     assert hit_length(world, history) == len(history) - 1
 
 

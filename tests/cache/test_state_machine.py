@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from star_kv_sglang.cache.lookup import held_length
 from tests.cache.invariants import check
 from tests.cache.sequences import frame_length, frames_in
 from tests.cache.shadow import ShadowedWorld
@@ -278,7 +279,7 @@ def test_the_branch_that_was_there_first_is_evicted_first(page_size: int) -> Non
     world.evict(1)
     check(world)
     world.agree()
-    held = [world.tree.held_length(RadixKey(prompt)) for prompt in prompts]
+    held = [held_length(world.tree, RadixKey(prompt)) for prompt in prompts]
     assert held == [16, len(prompts[1]) // page_size * page_size]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from star_kv_sglang.cache.ledger import SegmentLedger
-from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache
+from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
 from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
 from star_kv_sglang.triton_ops.dispatch import get_ops
 from tests.cache.sequences import frame_length, frames_in
@@ -26,9 +26,10 @@ class ScoreAndPrune(PruneAtRandom):
 
     world: BudgetWorld
 
-    def on_prompt_cached(self, tree: StarRadixCache, req: Any, *, has_row: bool) -> None:
-        super().on_prompt_cached(tree, req, has_row=has_row)
-        tree.register_path(req.last_node)
+    def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
+        super().on_stored(tree, stored)
+        if stored.ends_prompt:
+            tree.register_path(stored.path)
 
     def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
         before = {node: tree.num_live(node) for node in tree.nodes() if node.lock_ref or tree.extra(node).shared}
@@ -84,14 +85,14 @@ class BudgetMachine(TreeMachine):
     def budget_step(self, share: float, running: bool) -> None:
         """The private nodes must become smaller; rows of running requests may change, or not."""
         tree = self.world.tree
-        limit = int(share * tree.private_size())
+        limit = int(share * tree.sharing.private_size)
         reqs: Sequence[Any] = [r for r in self.world.running if r.prefilled] if running else ()
         waiting: list[Any] = [r for r in self.world.running if not r.prefilled]
         shared = {node: tree.num_live(node) for node in tree.nodes() if tree.extra(node).shared}
-        before = tree.private_size()
+        before = tree.sharing.private_size
         cut = self.world.budget.reduce_private(limit, running=reqs, waiting=waiting)
         self.world.follow_cuts()
-        assert before - tree.private_size() == cut.num_freed
+        assert before - tree.sharing.private_size == cut.num_freed
         assert cut.num_freed < max(1, before - limit) + self.page_size, "more was cut than had to be"
         assert shared == {node: tree.num_live(node) for node in shared}
         assert all(req in reqs for req, _ in cut.holes)

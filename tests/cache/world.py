@@ -23,7 +23,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.cache.ledger import SegmentLedger
-from star_kv_sglang.cache.radix_cache import CacheListener, KeptTokens, StarRadixCache
+from star_kv_sglang.cache.radix_cache import CacheListener, KeptTokens, StarRadixCache, Stored
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.plan import plan_request
@@ -86,16 +86,13 @@ class PruneAtRandom(CacheListener):
     def __init__(self, world: TreeWorld) -> None:
         self.world = world
 
-    def frames_of(self, req: Any) -> Sequence[Frame]:
-        return req.frames
-
-    def on_prompt_cached(self, tree: StarRadixCache, req: Any, *, has_row: bool) -> None:
-        kept = self.world.choices.pop(req.rid, None)
+    def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
+        req: Any = stored.req
+        tree.label_frames(stored.path, req.frames)
+        kept = self.world.choices.pop(req.rid, None) if stored.ends_prompt else None
         if kept is not None:
-            private_from = max(tree.shared_until(req.last_node), self.world.peer_prefix_len(req))
-            prune_path(
-                tree, req, kept, self.world.pools, get_ops("reference"), private_from=private_from, has_row=has_row
-            )
+            private_from = max(tree.sharing.shared_until(stored.path), self.world.peer_prefix_len(req))
+            prune_path(tree, stored, kept, self.world.pools, get_ops("reference"), private_from=private_from)
 
 
 class TreeWorld:
@@ -160,8 +157,6 @@ class TreeWorld:
         """Whether the prompt that ends now is pruned."""
         return True
 
-    # -- what a scheduler does ---------------------------------------------------------------------------------------
-
     def admit(self, prompt: array[int], frames: tuple[Frame, ...], extra_key: str | None) -> FakeRequest | None:
         """Match, lock, give a row. None when no row is free."""
         if not self.rows.free_slots:
@@ -172,7 +167,7 @@ class TreeWorld:
         req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
         req.kv.cache_protected_len = req.prefix_len
         req.lock = self.tree.lock(req.last_node)
-        self.tree.continue_branch(req.last_node, len(prompt))
+        self.tree.sharing.continue_branch(req.last_node, len(prompt))
         self.rows.alloc([req])  # type: ignore[list-item]
         prefix = self.tree.prefix_device_indices(req)  # type: ignore[arg-type]
         self.rows.write((req.kv.req_pool_idx, slice(0, req.prefix_len)), prefix.to(torch.int32))
@@ -231,7 +226,11 @@ class TreeWorld:
 
     def pin(self, req: FakeRequest, *, at_most: int) -> bool:
         """The request asks to keep its path whole; tells whether it is."""
-        return self.tree.pin(req.last_node, at_most=at_most)
+        return self.tree.sharing.pin(self.tree.path(req.last_node), at_most=at_most)
+
+    def shared_until(self, req: FakeRequest) -> int:
+        """Position up to which the request's path is shared."""
+        return self.tree.sharing.shared_until(self.tree.path(req.last_node))
 
     def finish(self, req: FakeRequest, *, is_insert: bool) -> None:
         """The request ends; aborted ones are not inserted."""

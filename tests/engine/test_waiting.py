@@ -116,7 +116,7 @@ class FakeRequest(Prompt):
 def test_the_policy_asks_about_what_waits_and_what_is_in_flight() -> None:
     queued, running = (FakeRequest(array("q", [1, 2, number]), rid=str(number)) for number in (3, 4))
     queue, policy = [queued], PolicyEngine(PolicyConfig(policy="star"))
-    policy.attach_tree(cast(Any, SimpleNamespace(continue_branch=lambda node, length: None)))
+    policy.attach_tree(cast(Any, SimpleNamespace(sharing=SimpleNamespace(continue_branch=lambda node, length: None))))
     policy._scheduler = cast(Any, SimpleNamespace(waiting_queue=queue))
     one = FakeRequest(array("q", [1, 2, 3, 5]), rid="one")
     for req in (running, one):

@@ -88,7 +88,7 @@ def measure(shape: StepShape, device: torch.device, *, num_steps: int = 12) -> S
     for _ in range(num_steps):
         _wait(device)
         start = time.perf_counter()
-        cut = budget.reduce_private(tree.private_size() - shape.excess, running=(), waiting=())
+        cut = budget.reduce_private(tree.sharing.private_size - shape.excess, running=(), waiting=())
         _wait(device)
         times.append(1e3 * (time.perf_counter() - start))
         segments.append(cut.num_segments)
@@ -137,8 +137,8 @@ def _fill(shape: StepShape, device: torch.device) -> tuple[StarRadixCache, TreeB
             tokens.extend([-1 - screen] * grid)
         slots = allocator.alloc(len(tokens))
         node = tree.insert(InsertParams(key=RadixKey(tokens), value=slots)).last_device_node
-        tree.label_frames(node, frames)
-        tree.register_path(node)
+        tree.label_frames(tree.path(node), frames)
+        tree.register_path(tree.path(node))
     budget = TreeBudget(tree, KVPools(list(keys), list(values), side), default_ops(device), TreeRules(0.02, 0.0, 0.0))
     return tree, budget
 

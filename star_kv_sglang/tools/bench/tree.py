@@ -83,8 +83,8 @@ class Forest:
         slots = self.tree.token_to_kv_pool_allocator.alloc(NODE_TOKENS).repeat(len(tokens) // NODE_TOKENS)
         result = self.tree.insert(InsertParams(key=RadixKey(tokens), value=slots))
         if isinstance(self.tree, StarRadixCache):
-            self.tree.label_frames(result.last_device_node, frames_of(tokens))
-            self.tree.register_path(result.last_device_node)
+            self.tree.label_frames(self.tree.path(result.last_device_node), frames_of(tokens))
+            self.tree.register_path(self.tree.path(result.last_device_node))
         return result.last_device_node
 
     def match(self, tokens: array[int]) -> Any:
@@ -158,7 +158,7 @@ def _insert(forest: Forest, sequences: Sequence[array[int]], number: int) -> flo
         for tokens, values, shown in zip(longer, slots, frames, strict=True):
             result = tree.insert(InsertParams(key=RadixKey(tokens), value=values))
             if isinstance(tree, StarRadixCache):
-                tree.label_frames(result.last_device_node, shown)
+                tree.label_frames(tree.path(result.last_device_node), shown)
 
     return _timed(run)
 
