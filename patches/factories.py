@@ -17,25 +17,22 @@ def build_tree(ctx: TreeCacheBuildContext) -> Any:
     Raises:
         SeamMovedError: A hook is not in place.
     """
-    from star_kv_sglang.cache.radix_cache import StarRadixCache
     from star_kv_sglang.patches.activate import verify_active
 
     verify_active()
-    policy = runtime.policy()
-    tree = StarRadixCache(ctx.params, policy, policy.ledger)
-    policy.attach_tree(tree)
-    return tree
+    return runtime.get().build_tree(ctx.params)
 
 
 def build_torch_native(runner: ModelRunner) -> Any:
     """Torch-native attention over rows with holes."""
     from star_kv_sglang.attention.torch_native_backend import StarTorchNativeBackend
 
-    return StarTorchNativeBackend(runner, runtime.policy())
+    return StarTorchNativeBackend(runner, runtime.get().model_parts(runner))
 
 
 def build_flashinfer(runner: ModelRunner) -> Any:
     """FlashInfer attention over rows with holes."""
     from star_kv_sglang.attention.flashinfer_backend import StarFlashInferBackend
 
-    return StarFlashInferBackend(runner, runtime.policy(), init_new_workspace=runner.init_new_workspace)
+    parts = runtime.get().model_parts(runner)
+    return StarFlashInferBackend(runner, parts, init_new_workspace=runner.init_new_workspace)

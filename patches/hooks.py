@@ -1,4 +1,4 @@
-"""The functions that SGLang's hook registry calls. Each finds the process's policy and hands over."""
+"""The functions that SGLang's hook registry calls: each hands over to the engine, or to what there is of it so far."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def around_forward_batch_generation(
     original: Callable[..., Any], worker: TpModelWorker, batch: ScheduleBatch | None, *args: Any, **kwargs: Any
 ) -> Any:
     """Plan a prefill before its forward, score and choose after it, on the stream that runs it."""
-    policy = runtime.policy()
-    plan = policy.begin_batch(batch) if batch is not None else None
+    engine = runtime.engine()
+    plan = engine.begin_batch(batch) if batch is not None else None
     result = original(worker, batch, *args, **kwargs)
-    policy.end_batch(plan)
+    engine.end_batch(plan)
     return result
 
 
@@ -46,7 +46,7 @@ def after_compute_cell_size(
     """Count the side pools among the bytes that each token of the pool takes."""
     del configurator
     num_groups = kvc.model_config.get_num_kv_heads(_NUM_GPUS)
-    return result + runtime.policy().bytes_per_slot(num_layers, kvc.kv_cache_dtype, num_groups=num_groups)
+    return result + runtime.get().memory.bytes_per_slot(num_layers, kvc.kv_cache_dtype, num_groups=num_groups)
 
 
 def after_profile_available_bytes(result: int, kvc: KVCacheConfigurator, pre_model_load_memory: int) -> int:
@@ -57,16 +57,16 @@ def after_profile_available_bytes(result: int, kvc: KVCacheConfigurator, pre_mod
     config = kvc.model_config
     # The resolved size: ``kvc.server_args`` is what the user asked for, where it is not set.
     num_tokens = config.context_len + max(get_schedule().chunked_prefill_size, 0)
-    workspace = runtime.policy().workspace_bytes(
+    workspace = runtime.get().memory.workspace_bytes(
         kvc.layer_info.num_effective_layers, num_tokens, num_groups=config.get_num_kv_heads(_NUM_GPUS)
     )
     return result - min(workspace, result // _MOST_WORKSPACE)
 
 
 def after_init_running_status(result: None, scheduler: Scheduler) -> None:
-    """The scheduler's queues exist: requests that wait in them may share a prefix."""
+    """The scheduler's queues exist, and with them all that the engine is made of."""
     del result
-    runtime.policy().attach_scheduler(scheduler)
+    runtime.get().start(scheduler)
 
 
 def after_is_disable_overlap_for_batch(
@@ -77,10 +77,10 @@ def after_is_disable_overlap_for_batch(
     Otherwise the prompt's first decode step would see the history whole or pruned depending on what else is scheduled.
     """
     del scheduler
-    policy = runtime.policy()
+    engine = runtime.engine()
     if batch is not None:
-        policy.note_scheduled(batch)
-    return result or (last_batch is not None and policy.has_choice(last_batch))
+        engine.note_scheduled(batch)
+    return result or (last_batch is not None and engine.awaits_prune(last_batch))
 
 
 def after_get_internal_state(
@@ -88,7 +88,7 @@ def after_get_internal_state(
 ) -> GetInternalStateReqOutput:
     """Add the policy's report to what ``/server_info`` shows."""
     del scheduler, args
-    result.internal_state["star_kv"] = runtime.policy().report()
+    result.internal_state["star_kv"] = runtime.engine().report()
     return result
 
 
@@ -96,7 +96,7 @@ def around_validate_and_init(
     original: Callable[..., str | None], coordinator: BeamCoordinator, req: Req, *args: Any
 ) -> str | None:
     """Refuse beam search: its other rows are copies of a request's row, and nobody knows their holes."""
-    if runtime.policy().prunes:
+    if runtime.get().config.prunes:
         return "Beam search (beam_width above 1) is not supported with a --kv-policy that prunes; use n instead."
     return original(coordinator, req, *args)
 
@@ -104,7 +104,7 @@ def around_validate_and_init(
 def after_validate_dllm_request(result: str | None, scheduler: Scheduler, req: Req) -> str | None:
     """Refuse a request whose wishes are wrong and that came past the checks of the HTTP API."""
     del scheduler
-    return result or runtime.policy().error_of(req)
+    return result or request_params.problem_of(req.sampling_params.custom_params)
 
 
 def after_generate_contract_error(result: str | None, body: Any) -> str | None:

@@ -38,9 +38,8 @@ def _register() -> None:
     if not config.active:
         return
     from star_kv_sglang.engine import runtime
-    from star_kv_sglang.engine.policy import PolicyEngine
 
-    runtime.install(PolicyEngine(config))
+    runtime.install(config)
     activate.activate()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    from star_kv_sglang.engine.policy import PolicyEngine
+    from star_kv_sglang.engine.model_parts import ModelParts
 
 KV_INDICES_SLACK = 256
 """Entries behind the page table that FlashInfer's prefill may read ahead into (as SGLang allocates them)."""
@@ -55,11 +55,11 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
     Args:
         model_runner: SGLang's model runner.
         attn_backend: The backend.
-        policy: Knows the holes of the running batch.
+        parts: Know the holes of the running batch.
     """
 
-    def __init__(self, model_runner: ModelRunner, attn_backend: StarFlashInferBackend, policy: PolicyEngine) -> None:
-        self._policy = policy
+    def __init__(self, model_runner: ModelRunner, attn_backend: StarFlashInferBackend, parts: ModelParts) -> None:
+        self._parts = parts
         self._rows: torch.Tensor = model_runner.req_to_token_pool.req_to_token
         super().__init__(model_runner, attn_backend)
 
@@ -81,7 +81,7 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
         Raises:
             PageTableError: A row has holes, and its length is not known here, or its page table comes from elsewhere.
         """
-        holes = self._policy.batch_holes
+        holes = self._parts.batch_holes
         if holes is not None:
             if seq_lens_cpu is None or spec_info is not None:
                 raise PageTableError("a decode step over pruned rows came without its lengths, or with a page table")
@@ -96,7 +96,7 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
             else:
                 kv_indices = torch.empty(total, dtype=torch.int32, device=kv_indptr.device)
             with profiled("page_table"):
-                self._policy.ops.page_table(
+                self._parts.ops.page_table(
                     self._rows,
                     req_pool_indices[:num_rows],
                     paged_kernel_lens[:num_rows],
@@ -131,25 +131,24 @@ class StarFlashInferBackend(FlashInferAttnBackend):
 
     Args:
         model_runner: SGLang's model runner.
-        policy: The policy that watches the forward.
+        parts: Watch the forward.
         init_new_workspace: As in SGLang.
     """
 
     forward_metadata: Any
 
-    def __init__(self, model_runner: ModelRunner, policy: PolicyEngine, *, init_new_workspace: bool = False) -> None:
+    def __init__(self, model_runner: ModelRunner, parts: ModelParts, *, init_new_workspace: bool = False) -> None:
         super().__init__(model_runner, init_new_workspace=init_new_workspace)
-        policy.attach_model(model_runner)
-        self._policy = policy
+        self._parts = parts
         self._recorder: RecordingWrapper | None = None
-        self.indices_updater_decode = StarDecodeUpdater(model_runner, self, policy)
+        self.indices_updater_decode = StarDecodeUpdater(model_runner, self, parts)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Plan the step; in a prefill that is observed, attention is to return its log-sum-exp."""
         super().init_forward_metadata(forward_batch)
         self._recorder = None
-        observer = self._policy.observer
-        if observer is None or not observer.scores or not forward_batch.forward_mode.is_extend():
+        observer = self._parts.observer
+        if not observer.scores or not forward_batch.forward_mode.is_extend():
             return
         metadata = self.forward_metadata
         self._recorder = RecordingWrapper(metadata.prefill_wrappers[0])
@@ -168,8 +167,8 @@ class StarFlashInferBackend(FlashInferAttnBackend):
                 known.
         """
         super()._prepare_dequant_workspace_metadata_for_extend(forward_batch, use_ragged)
-        observer, holes = self._policy.observer, self._policy.batch_holes
-        plan = observer.plan if observer is not None else None
+        observer, holes = self._parts.observer, self._parts.batch_holes
+        plan = observer.plan
         if holes is None and plan is None:
             return
         lens = forward_batch.seq_lens_cpu
@@ -182,7 +181,7 @@ class StarFlashInferBackend(FlashInferAttnBackend):
         with stage("page_table"):
             kv_indptr = torch.empty(len(lens) + 1, dtype=torch.int32, device=device)
             kv_indices = torch.zeros(num_live + KV_INDICES_SLACK, dtype=torch.int32, device=device)
-            self._policy.ops.page_table(
+            self._parts.ops.page_table(
                 self.req_to_token_pool.req_to_token,
                 forward_batch.req_pool_indices,
                 forward_batch.seq_lens,
@@ -192,7 +191,7 @@ class StarFlashInferBackend(FlashInferAttnBackend):
             )
             self.dq_page_table = kv_indices
             self.dq_paged_kernel_lens = kv_indptr[1:] - kv_indptr[:-1]
-        if observer is not None and plan is not None:
+        if plan is not None:
             observer.begin(forward_batch.out_cache_loc, kv_indices[:num_live], kv_indptr)
 
     def forward_extend(
@@ -206,8 +205,7 @@ class StarFlashInferBackend(FlashInferAttnBackend):
     ) -> torch.Tensor:
         """Stock attention; then the policy's queries score the layer's keys."""
         out: torch.Tensor = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
-        if self._policy.observer is not None:
-            query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
-            log_sums = None if self._recorder is None else self._recorder.log_sums
-            self._policy.observer.observe_queries(layer.layer_id, query, layer.scaling, log_sums)
+        query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
+        log_sums = None if self._recorder is None else self._recorder.log_sums
+        self._parts.observer.observe_queries(layer.layer_id, query, layer.scaling, log_sums)
         return out

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-    from star_kv_sglang.engine.policy import PolicyEngine
+    from star_kv_sglang.engine.model_parts import ModelParts
 
 
 class StarTorchNativeBackend(TorchNativeAttnBackend):
@@ -22,13 +22,12 @@ class StarTorchNativeBackend(TorchNativeAttnBackend):
 
     Args:
         model_runner: SGLang's model runner.
-        policy: The policy that watches the forward.
+        parts: Watch the forward.
     """
 
-    def __init__(self, model_runner: ModelRunner, policy: PolicyEngine) -> None:
+    def __init__(self, model_runner: ModelRunner, parts: ModelParts) -> None:
         super().__init__(model_runner)
-        policy.attach_model(model_runner)
-        self._policy = policy
+        self._parts = parts
         self._rows: torch.Tensor | None = None
         self._live_lens: torch.Tensor | None = None
 
@@ -44,8 +43,8 @@ class StarTorchNativeBackend(TorchNativeAttnBackend):
         self._live_lens = live.sum(dim=1)
         # Live slots first, in order: a stable sort by "is a hole".
         self._rows = rows.gather(1, (~live).to(torch.int8).argsort(dim=1, stable=True))
-        observer = self._policy.observer
-        if observer is not None and observer.plan is not None and forward_batch.forward_mode.is_extend():
+        observer = self._parts.observer
+        if observer.plan is not None and forward_batch.forward_mode.is_extend():
             indptr = torch.zeros(len(seq_lens) + 1, dtype=torch.int32, device=rows.device)
             indptr[1:] = self._live_lens.cumsum(0)
             observer.begin(forward_batch.out_cache_loc, rows[live], indptr)
@@ -61,9 +60,8 @@ class StarTorchNativeBackend(TorchNativeAttnBackend):
     ) -> torch.Tensor:
         """Stock attention; then the policy's queries score the layer's keys."""
         out: torch.Tensor = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
-        if self._policy.observer is not None:
-            query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-            self._policy.observer.observe_queries(layer.layer_id, query, layer.scaling)
+        query = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        self._parts.observer.observe_queries(layer.layer_id, query, layer.scaling)
         return out
 
     def _run_sdpa_forward_extend(

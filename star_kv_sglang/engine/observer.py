@@ -10,9 +10,9 @@ import torch
 
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.engine.accumulate import add_attention
+from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.plan import BatchPlan
-from star_kv_sglang.engine.prune import KVPools
 from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.policies.base.interface import Norms, Queries
 

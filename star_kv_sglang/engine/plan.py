@@ -86,6 +86,7 @@ class BatchPlan:
 def plan_request(
     tree: StarRadixCache,
     req: Req,
+    path: Sequence[TreeNode],
     frames: Sequence[Frame],
     *,
     start: int,
@@ -99,8 +100,9 @@ def plan_request(
     """Plan one request.
 
     Args:
-        tree: The tree; the request holds a lock on ``req.last_node``.
+        tree: The tree.
         req: The request, prepared for its next forward.
+        path: Nodes from the root's child down to the one that the request locks.
         frames: All screenshots of its prompt.
         start: Position of the first token that the forward computes.
         end: Position after the last.
@@ -111,7 +113,6 @@ def plan_request(
         queries: Whose attention the policy wants.
     """
     in_tree = req.kv.cache_protected_len
-    path = tree.path(req.last_node)
     known = [segment for node in path for segment in tree.extra(node).segments]
     live = LiveIndex(known)
     num_live = live.before(end)

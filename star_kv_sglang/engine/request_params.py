@@ -56,6 +56,15 @@ class RequestParams:
         )
 
 
+def problem_of(custom_params: Any) -> str | None:
+    """What is wrong with a request's ``custom_params``, for its client; None where nothing is."""
+    try:
+        RequestParams.of(custom_params)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def check_openai_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
     """Check the body of a request of the OpenAI API.
 

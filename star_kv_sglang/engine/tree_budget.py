@@ -14,8 +14,8 @@ import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.cache.lookup import nodes_along
+from star_kv_sglang.engine.compaction import KVPools, Target, prune_targets, punch_row, target_slots
 from star_kv_sglang.engine.faults import committing
-from star_kv_sglang.engine.prune import KVPools, Target, prune_targets, punch_row, target_slots
 from star_kv_sglang.engine.tree_quotas import Contest, tree_quotas
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ ROWS = torch.tensor([[0] * 6, [11, 0, 0, 14, 15, 0], [21, 22, 23, 0, 0, 0]], dty
 """Row 1 has five positions, two of them holes; row 2 has three."""
 
 
-def policy(holes: list[int] | None, plan: Any = None) -> Any:
+def parts(holes: list[int] | None, plan: Any = None) -> Any:
     observer = SimpleNamespace(plan=plan, scores=False, begun=[])
     observer.begin = lambda *given: observer.begun.append(given)
     return SimpleNamespace(
@@ -27,7 +27,7 @@ def policy(holes: list[int] | None, plan: Any = None) -> Any:
 
 def backend(of: Any) -> StarFlashInferBackend:
     made = object.__new__(StarFlashInferBackend)
-    made._policy = of
+    made._parts = of
     made.prefill_uses_dequant_workspace = False
     made.req_to_token_pool = SimpleNamespace(req_to_token=ROWS)
     return made
@@ -44,21 +44,21 @@ def batch(rows: list[int], lens: list[int], *, known: bool = True) -> Any:
 
 def test_a_prefill_without_screenshots_beside_a_pruned_row_that_decodes() -> None:
     """Nothing is scored, so that there is no plan: the page table is there all the same."""
-    attention = backend(policy([2, 0]))
+    attention = backend(parts([2, 0]))
     attention._prepare_dequant_workspace_metadata_for_extend(batch([1, 2], [5, 3]))
     assert attention.dq_page_table[:6].tolist() == [11, 14, 15, 21, 22, 23]
     assert attention.dq_paged_kernel_lens.tolist() == [3, 3]
 
 
 def test_where_nothing_has_holes_and_nothing_is_scored_the_page_table_is_sglangs() -> None:
-    attention = backend(policy(None))
+    attention = backend(parts(None))
     attention._prepare_dequant_workspace_metadata_for_extend(batch([2], [3]))
     assert attention.dq_page_table is None
 
 
 @pytest.mark.parametrize(("ragged", "known"), [(True, True), (False, False)], ids=["ragged", "lengths_not_known"])
 def test_a_prefill_that_cannot_be_given_its_page_table_does_not_run(ragged: bool, known: bool) -> None:
-    attention = backend(policy([2]))
+    attention = backend(parts([2]))
     with pytest.raises(PageTableError, match="prefill over pruned rows"):
         attention._prepare_dequant_workspace_metadata_for_extend(batch([1], [5], known=known), use_ragged=ragged)
 
@@ -66,7 +66,7 @@ def test_a_prefill_that_cannot_be_given_its_page_table_does_not_run(ragged: bool
 @pytest.mark.parametrize("lens", [None, torch.tensor([5])], ids=["lengths_not_known", "another_page_table"])
 def test_a_decode_step_that_cannot_be_given_its_page_table_does_not_run(lens: torch.Tensor | None) -> None:
     updater = object.__new__(StarDecodeUpdater)
-    updater._policy = policy([2])
+    updater._parts = parts([2])
     with pytest.raises(PageTableError, match="decode step over pruned rows"):
         updater.call_begin_forward(
             None, torch.tensor([5]), 5, torch.zeros(2), None, None if lens is None else object(), lens,

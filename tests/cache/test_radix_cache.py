@@ -13,7 +13,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
-from star_kv_sglang.engine import prune
+from star_kv_sglang.engine import compaction
 from star_kv_sglang.engine.faults import HalfPrunedError
 from tests.cache.invariants import check
 from tests.cache.sequences import frame_length, frames_in
@@ -268,7 +268,7 @@ def test_an_error_before_tokens_move_changes_nothing(world: TreeWorld, monkeypat
     assert req is not None
     assert world.prefill(req, 32)
     world.choices[req.rid] = [KeptTokens(1, 31, 30, torch.arange(3).repeat(NUM_LAYERS, 1))]
-    monkeypatch.setattr(prune, "target_slots", Mock(side_effect=ValueError("no memory")))
+    monkeypatch.setattr(compaction, "target_slots", Mock(side_effect=ValueError("no memory")))
     with pytest.raises(ValueError, match="no memory"):
         world.store(req)
     check(world)

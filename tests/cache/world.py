@@ -26,8 +26,8 @@ from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, KeptTokens, StarRadixCache, Stored
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
+from star_kv_sglang.engine.compaction import KVPools, Target, prune_path, prune_targets, target_slots
 from star_kv_sglang.engine.plan import plan_request
-from star_kv_sglang.engine.prune import KVPools, Target, prune_path, prune_targets, target_slots
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
 NUM_LAYERS = 2
@@ -186,6 +186,7 @@ class TreeWorld:
         plan = plan_request(
             self.tree,
             req,  # type: ignore[arg-type]
+            self.tree.path(req.last_node),
             req.frames,
             start=req.prefix_len,
             end=end,

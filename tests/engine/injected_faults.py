@@ -16,19 +16,19 @@ from typing import Any
 import torch
 
 PLACES = {
-    "frames": ("star_kv_sglang.engine.policy", "frames_of_request"),
-    "plan": ("star_kv_sglang.engine.policy", "plan_request"),
+    "frames": ("star_kv_sglang.engine.records", "frames_of_request"),
+    "plan": ("star_kv_sglang.engine.scoring", "plan_request"),
     "rows": ("star_kv_sglang.engine.observer", "rows_of"),
     "norms": ("star_kv_sglang.engine.observer.Observer", "_record_norms"),
     "queries": ("star_kv_sglang.engine.observer.Observer", "_score_keys"),
-    "score": ("star_kv_sglang.engine.policy", "without_nan"),
-    "choose": ("star_kv_sglang.engine.policy", "choose"),
-    "prune": ("star_kv_sglang.engine.policy", "prune_path"),
-    "move": ("star_kv_sglang.engine.prune", "prune_targets"),
+    "score": ("star_kv_sglang.engine.scoring", "without_nan"),
+    "choose": ("star_kv_sglang.engine.scoring", "choose"),
+    "prune": ("star_kv_sglang.engine.pruning", "prune_path"),
+    "move": ("star_kv_sglang.engine.compaction", "prune_targets"),
     "compact": ("star_kv_sglang.triton_ops.reference_ops.ReferenceOps", "compact"),
     "register": ("star_kv_sglang.cache.radix_cache.StarRadixCache", "register_path"),
     "count": ("star_kv_sglang.engine.stats.KeptByAge", "note"),
-    "tell": ("star_kv_sglang.engine.policy.PolicyEngine", "_tell"),
+    "tell": ("star_kv_sglang.engine.telemetry.Telemetry", "_tell"),
     "budget": ("star_kv_sglang.engine.tree_budget", "tree_quotas"),
 }
 
@@ -46,8 +46,8 @@ def register() -> None:
         home = pkgutil.resolve_name(place)
         wrapped = failing(word, getattr(home, name))
         setattr(home, name, staticmethod(wrapped) if word == "compact" else wrapped)
-    policy = importlib.import_module("star_kv_sglang.engine.policy").PolicyEngine
-    policy._observation = spoiled(policy._observation)
+    scoring = importlib.import_module("star_kv_sglang.engine.scoring").Scoring
+    scoring._observation = spoiled(scoring._observation)
 
 
 def failing(word: str, function: Callable[..., Any]) -> Callable[..., Any]:

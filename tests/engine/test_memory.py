@@ -11,7 +11,7 @@ import torch
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine import runtime
-from star_kv_sglang.engine.policy import PolicyEngine
+from star_kv_sglang.engine.memory import MemoryPlan
 from star_kv_sglang.patches import hooks
 
 NUM_LAYERS, NUM_GROUPS, HEAD_DIM = 28, 4, 128
@@ -50,11 +50,11 @@ def configurator() -> Any:
 def use(monkeypatch: pytest.MonkeyPatch) -> Any:
     """use(policy, flags) -> the process's policy from now on."""
 
-    def install(policy: str, **flags: Any) -> PolicyEngine:
+    def install(policy: str, **flags: Any) -> MemoryPlan:
         given = {"budget": None, "token_budget": None, "observation_window": None, "policy_config": None, **flags}
-        engine = PolicyEngine(PolicyConfig.from_flags(policy=policy, **given))
-        monkeypatch.setattr(runtime, "_policy", engine)
-        return engine
+        made = runtime.Runtime(PolicyConfig.from_flags(policy=policy, **given))
+        monkeypatch.setattr(runtime, "_runtime", made)
+        return made.memory
 
     return install
 
@@ -95,20 +95,20 @@ def test_side_pools_are_part_of_a_tokens_bytes(use: Any, policy: str, flags: dic
 
 @pytest.mark.parametrize("available", [GIB, 50 * GIB], ids=["1 GiB", "50 GiB"])
 def test_pool_side_pools_and_workspace_fit_into_what_is_there(use: Any, available: int) -> None:
-    engine = use("star-paper", budget=0.2)
+    memory = use("star-paper", budget=0.2)
     kvc, kv = configurator(), NUM_LAYERS * 2 * NUM_GROUPS * HEAD_DIM * 2
     rest = hooks.after_profile_available_bytes(available, kvc, 0)
     num_slots = rest // hooks.after_compute_cell_size(kv, cast(Any, None), kvc, NUM_LAYERS)
-    side = engine.bytes_per_slot(NUM_LAYERS, torch.bfloat16, num_groups=NUM_GROUPS) * num_slots
+    side = memory.bytes_per_slot(NUM_LAYERS, torch.bfloat16, num_groups=NUM_GROUPS) * num_slots
     assert num_slots * kv + side + (available - rest) <= available
     # it is a small part of the pool
     assert num_slots > 0.88 * (available // kv)
 
 
 def test_workspace_holds_the_windows_attention_of_a_context_and_a_chunk(use: Any) -> None:
-    engine = use("star-paper", budget=0.2)
+    memory = use("star-paper", budget=0.2)
     left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(), 0)
-    assert left == engine.workspace_bytes(NUM_LAYERS, 128_000 + 8192, num_groups=NUM_GROUPS)
+    assert left == memory.workspace_bytes(NUM_LAYERS, 128_000 + 8192, num_groups=NUM_GROUPS)
     assert left > NUM_LAYERS * NUM_GROUPS * (128_000 + 8192) * 4
 
 
@@ -118,10 +118,10 @@ def test_workspace_takes_at_most_a_tenth_of_a_small_pool(use: Any) -> None:
 
 
 def test_prompts_that_are_not_chunked_have_no_chunk_beside_them(use: Any, chunk: Any) -> None:
-    engine = use("star-paper", budget=0.2)
+    memory = use("star-paper", budget=0.2)
     chunk(-1)
     left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(), 0)
-    assert left == engine.workspace_bytes(NUM_LAYERS, 128_000, num_groups=NUM_GROUPS)
+    assert left == memory.workspace_bytes(NUM_LAYERS, 128_000, num_groups=NUM_GROUPS)
 
 
 def test_nothing_is_left_for_scoring_where_everything_is_kept(use: Any) -> None:

@@ -79,4 +79,4 @@ def test_requests_call_code_of_ours_with_a_policy_only(
     if policy == "full":
         assert calls == []
     else:
-        assert any("engine.policy" in call for call in calls)
+        assert any("engine.policy_engine" in call for call in calls)

@@ -12,8 +12,10 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star_kv_sglang.config import PolicyConfig
-from star_kv_sglang.engine.policy import PolicyEngine
+from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.engine.records import Requests
+from star_kv_sglang.engine.sharing import PromptSharing
+from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.engine.waiting import WaitingPrompts
 from star_kv_sglang.tools.bench.waiting import Prompt, compare_all
 
@@ -106,25 +108,33 @@ def test_memory_stays_flat_while_prompts_come_and_go() -> None:
 
 @dataclass(eq=False)
 class FakeRequest(Prompt):
-    """As much of a request as the policy asks for to note that it is in flight."""
+    """As much of a request as is asked for to note that it is in flight."""
 
     rid: str = ""
     last_node: None = None
-    customized_info: dict[str, Any] = field(default_factory=dict)
+    multimodal_inputs: None = None
+    sampling_params: Any = field(default_factory=lambda: SimpleNamespace(custom_params=None))
+
+    def finished(self) -> bool:
+        return True
 
 
-def test_the_policy_asks_about_what_waits_and_what_is_in_flight() -> None:
+def test_prompts_that_wait_and_those_in_flight_are_compared() -> None:
     queued, running = (FakeRequest(array("q", [1, 2, number]), rid=str(number)) for number in (3, 4))
-    queue, policy = [queued], PolicyEngine(PolicyConfig(policy="star"))
-    policy.attach_tree(cast(Any, SimpleNamespace(sharing=SimpleNamespace(continue_branch=lambda node, length: None))))
-    policy._scheduler = cast(Any, SimpleNamespace(waiting_queue=queue))
+    queue, counters = [queued], PolicyCounters()
+    requests = Requests(1, FaultLog(counters))
+    tree = SimpleNamespace(sharing=SimpleNamespace(continue_branch=lambda node, length: None))
+    scheduler = SimpleNamespace(waiting_queue=queue)
+    sharing = PromptSharing(cast(Any, tree), requests, cast(Any, scheduler), counters, pinned_share=0.25)
     one = FakeRequest(array("q", [1, 2, 3, 5]), rid="one")
     for req in (running, one):
-        policy._note_in_flight(cast(Any, req))
-    assert policy._peer_prefix_len(cast(Any, one)) == 3
+        sharing.scheduled(cast(Any, req))
+    assert sharing.peer_prefix_len(cast(Any, one)) == 3
     queue.clear()
-    assert policy._peer_prefix_len(cast(Any, one)) == 2
-    policy.on_released(cast(Any, running))
-    assert policy._peer_prefix_len(cast(Any, one)) == 0
-    policy.on_released(cast(Any, one))
-    assert policy._waiting_prompts.num_prompts == 0, "an idle server remembers no prompt"
+    assert sharing.peer_prefix_len(cast(Any, one)) == 2
+    for req, left in ((running, 1), (one, 0)):
+        requests.release(cast(Any, req))
+        sharing.released()
+        if left:
+            assert sharing.peer_prefix_len(cast(Any, one)) == 0
+    assert sharing._prompts.num_prompts == 0, "an idle server remembers no prompt"

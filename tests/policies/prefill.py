@@ -13,10 +13,10 @@ from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.segments import Frame, Segment
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.choice import choose
+from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.observer import Observer
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, visual_quota
-from star_kv_sglang.engine.prune import KVPools
 from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, Queries

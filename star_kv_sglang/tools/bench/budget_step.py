@@ -20,7 +20,7 @@ from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
-from star_kv_sglang.engine.prune import KVPools
+from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
 from star_kv_sglang.tools.bench.append import append_rows
 from star_kv_sglang.tools.bench.serve.machine import describe

@@ -1,0 +1,115 @@
+"""The policy in the scheduler process: what SGLang's hooks and the tree call, and who does it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
+from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.engine.memory import TreeMemory
+from star_kv_sglang.engine.model_parts import ModelParts
+from star_kv_sglang.engine.plan import BatchPlan
+from star_kv_sglang.engine.pruning import Pruning
+from star_kv_sglang.engine.records import Requests
+from star_kv_sglang.engine.row_holes import RowHoles
+from star_kv_sglang.engine.scoring import Scoring
+from star_kv_sglang.engine.sharing import PromptSharing
+from star_kv_sglang.engine.stats import PolicyCounters
+from star_kv_sglang.engine.telemetry import Telemetry
+from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
+from star_kv_sglang.policies.base.interface import KVPolicy
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.scheduler import Scheduler
+
+
+class PolicyEngine(CacheListener):
+    """Plans, scores and prunes: one method for each thing that happens to a batch or a request.
+
+    Args:
+        config: The configuration.
+        policy: Scores.
+        parts: The model's pools, and what attention is told.
+        tree: Its listener is this engine from now on.
+        scheduler: Its queue exists.
+        counters: What has happened so far.
+        faults: Where faults are counted.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        policy: KVPolicy,
+        parts: ModelParts,
+        tree: StarRadixCache,
+        scheduler: Scheduler,
+        counters: PolicyCounters,
+        faults: FaultLog,
+    ) -> None:
+        rows = RowHoles()
+        self._prunes = config.prunes
+        self._tree = tree
+        self._requests = Requests(parts.merge_size, faults)
+        self._sharing = PromptSharing(tree, self._requests, scheduler, counters, pinned_share=config.pinned_share)
+        self._telemetry = Telemetry(
+            tree, scheduler, counters, faults, trace_dir=config.trace_dir, on_gpu=parts.pools.keys[0].is_cuda
+        )
+        self._scoring = Scoring(config, policy, parts, tree, self._requests, self._sharing, rows, counters, faults)
+        self._pruning = Pruning(config, parts, tree, self._requests, self._sharing, rows, self._telemetry, faults)
+        rules = TreeRules(
+            config.frame_floor, config.branch_floor, config.recency_weight, current_last=config.current_last
+        )
+        budget = TreeBudget(tree, parts.pools, parts.ops, rules) if config.prunes_again else None
+        self._memory = TreeMemory(config, tree, budget, self._sharing, rows, counters, faults)
+        tree.listener = self
+
+    def note_scheduled(self, batch: ScheduleBatch) -> None:
+        """A batch will run next: its prompts no longer wait."""
+        if self._prunes and batch.forward_mode.is_extend():
+            decoding = set(batch.decoding_reqs or ())
+            for req in batch.reqs:
+                if req not in decoding:
+                    self._sharing.scheduled(req)
+
+    def begin_batch(self, batch: ScheduleBatch) -> BatchPlan | None:
+        """A forward is about to begin; returns the plan of a prefill that is to be scored."""
+        if not self._prunes:
+            return None
+        self._telemetry.note_private_size()
+        return self._scoring.begin(batch)
+
+    def end_batch(self, plan: BatchPlan | None) -> None:
+        """The forward of the batch is queued."""
+        self._scoring.end(plan)
+
+    def awaits_prune(self, batch: ScheduleBatch) -> bool:
+        """Whether a request of the batch has been scored and waits to be pruned."""
+        return self._requests.any_scored and any(map(self._requests.is_scored, batch.reqs))
+
+    def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
+        """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
+        tree.label_frames(stored.path, self._requests.of(stored.req).frames)
+        if not stored.ends_prompt:
+            return
+        if self._pruning.prune(stored) and not self._requests.any_scored:
+            # The step after a prefill that was scored waits for its result: no row of a running request is in use.
+            self._memory.hold_budget(self._requests.running())
+        self._telemetry.tell(stored)
+        self._telemetry.publish()
+
+    def on_released(self, req: Req) -> None:
+        """A request has ended, or was put back into the queue."""
+        self._requests.release(req)
+        self._sharing.released()
+        self._memory.hold_budget(())
+        self._telemetry.publish()
+
+    def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
+        """The pool runs short; returns how many slots were freed without dropping a leaf."""
+        return self._memory.shrink(num_tokens, rank=rank)
+
+    def report(self) -> dict[str, Any]:
+        """Census of the tree and counters, for the server's info page."""
+        return self._telemetry.report()

@@ -1,0 +1,112 @@
+"""A prompt that has entered the tree: what only its branch can use is pruned, as scoring has chosen."""
+
+from __future__ import annotations
+
+import logging
+
+from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
+from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.engine.compaction import prune_path
+from star_kv_sglang.engine.faults import FaultLog, committing
+from star_kv_sglang.engine.model_parts import ModelParts
+from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.records import RequestRecord, Requests, ScoredPrompt
+from star_kv_sglang.engine.row_holes import RowHoles
+from star_kv_sglang.engine.sharing import PromptSharing
+from star_kv_sglang.engine.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+class Pruning:
+    """Prunes prompts, one at a time, before their first decode step.
+
+    Args:
+        config: The budget.
+        parts: What moves.
+        tree: What is pruned.
+        requests: What was chosen for each prompt.
+        sharing: What others can use too.
+        rows: Learn the holes of requests that go on.
+        telemetry: Is told what was kept.
+        faults: A fault before the first move costs the prompt its pruning only.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        parts: ModelParts,
+        tree: StarRadixCache,
+        requests: Requests,
+        sharing: PromptSharing,
+        rows: RowHoles,
+        telemetry: Telemetry,
+        faults: FaultLog,
+    ) -> None:
+        self._config = config
+        self._parts = parts
+        self._tree = tree
+        self._requests = requests
+        self._sharing = sharing
+        self._rows = rows
+        self._telemetry = telemetry
+        self._faults = faults
+
+    def prune(self, stored: Stored) -> bool:
+        """Prune the private segments of a prompt, keep its prefix whole where it asks for it.
+
+        Args:
+            stored: The prompt; it comes once more at its request's end.
+
+        Returns:
+            Whether the prompt had been scored.
+        """
+        record = self._requests.of(stored.req)
+        record.in_flight = False
+        # It asks for nothing but the cache: SGLang's prefix of ``n`` samples, or of a frontend's forks. They may come
+        # one after the other, and the first would be taken for the only one.
+        only_cached = stored.req.sampling_params.max_new_tokens == 0
+        if (only_cached or record.params.share) and not record.running:
+            self._sharing.pin(stored)
+        record.running = record.running or stored.has_row
+        scored = self._requests.take_scored(record)
+        if scored is None:
+            return False
+        if not only_cached and stored.path:
+            self._note_state(stored, scored)
+            with self._faults.guard("pruning a prompt", "it stays unpruned"):
+                self._prune(stored, record, scored)
+            # The ledger and the marks of slots say the same or nothing.
+            with stage("register"), committing():
+                self._tree.register_path(stored.path)
+            self._telemetry.note_kept(stored, record)
+        return True
+
+    def _note_state(self, stored: Stored, scored: ScoredPrompt) -> None:
+        """Store the state that the prompt leaves behind, unless it comes from scores that are no numbers."""
+        if not scored.is_corrupt():
+            self._tree.extra(stored.path[-1]).state = scored.choice.state
+            return
+        counters = self._telemetry.counters
+        if not counters.num_recency_fallbacks:
+            logger.warning(
+                "request %s: its scores are not a number; its newest tokens are kept, and what is known of its "
+                "trajectory stays as it was. Further cases are only counted.",
+                stored.req.rid,
+            )
+        counters.num_recency_fallbacks += 1
+
+    def _prune(self, stored: Stored, record: RequestRecord, scored: ScoredPrompt) -> None:
+        pools, counters = self._parts.pools, self._telemetry.counters
+        private_from = self._sharing.private_from(stored.path, stored.req)
+        with stage("prune"):
+            kept = scored.choice.kept()
+            pruned = prune_path(self._tree, stored, kept, pools, self._parts.ops, private_from=private_from)
+        counters.num_skipped_segments += pruned.num_skipped
+        if pruned.num_freed:
+            if stored.has_row:
+                self._rows.add(stored.req.kv.req_pool_idx, pruned.num_freed)
+            counters.num_prunes += 1
+            counters.num_pruned_tokens += pruned.num_freed
+        budget = self._config.budget if record.params.budget is None else record.params.budget
+        self._telemetry.write_trace(stored, record, pruned.segments, pools.side, budget)

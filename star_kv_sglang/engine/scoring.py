@@ -1,0 +1,204 @@
+"""A prefill batch: planned on the host before its forward, scored and chosen for behind it, on the same stream."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+from star_kv_sglang.cache.radix_cache import StarRadixCache
+from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.engine.choice import Choice, choose
+from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.engine.model_parts import ModelParts
+from star_kv_sglang.engine.observer import rows_of
+from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
+from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.records import RequestRecord, Requests, ScoredPrompt
+from star_kv_sglang.engine.row_holes import RowHoles
+from star_kv_sglang.engine.sanity import without_nan
+from star_kv_sglang.engine.sharing import PromptSharing
+from star_kv_sglang.engine.stats import PolicyCounters
+from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicyScores, Split
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.mem_cache.radix_cache import TreeNode
+
+
+class Scoring:
+    """Decides for every prompt of a batch what each layer keeps of it.
+
+    Args:
+        config: Budget, window, floors.
+        policy: Scores.
+        parts: What the model leaves behind.
+        tree: What is known of the prompts' prefixes.
+        requests: Take what was decided.
+        sharing: What other requests will use stays whole.
+        rows: Learn the holes of the batch's rows.
+        counters: Count prompts.
+        faults: A fault costs the batch its pruning only.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        policy: KVPolicy,
+        parts: ModelParts,
+        tree: StarRadixCache,
+        requests: Requests,
+        sharing: PromptSharing,
+        rows: RowHoles,
+        counters: PolicyCounters,
+        faults: FaultLog,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._parts = parts
+        self._tree = tree
+        self._requests = requests
+        self._sharing = sharing
+        self._rows = rows
+        self._counters = counters
+        self._faults = faults
+        self._split = Split(config.frame_split) if config.frame_split else policy.split
+
+    def begin(self, batch: ScheduleBatch) -> BatchPlan | None:
+        """Note the batch's holes and, for a prefill, plan it, before its forward; None where nothing is scored."""
+        plan = self._plan(batch) if batch.forward_mode.is_extend() else None
+        # Of every row that runs, planned for scoring or not: page tables follow from the holes alone.
+        holes = self._rows.of(batch.req_pool_indices_cpu.tolist())
+        self._parts.batch_holes = torch.tensor(holes, dtype=torch.int64) if any(holes) else None
+        self._parts.observer.plan = plan
+        return plan
+
+    def end(self, plan: BatchPlan | None) -> None:
+        """The forward of the batch is queued: score what was observed and choose what each layer keeps."""
+        self._parts.batch_holes = None
+        if plan is None:
+            return
+        self._parts.observer.plan = None
+        if not plan.observed or plan.kv_indices is None or plan.kv_indptr is None:
+            return
+        with self._faults.guard("scoring a batch", "its prompts stay unpruned"):
+            self._score(plan, plan.kv_indices, plan.kv_indptr)
+
+    def _plan(self, batch: ScheduleBatch) -> BatchPlan | None:
+        decoding = set(batch.decoding_reqs or ())
+        # The batch's rows and lengths, not the requests' own: a request that decodes in a mixed batch may have ended
+        # with the step before, and its newest token is not known yet.
+        rows, ends = batch.req_pool_indices_cpu.tolist(), batch.seq_lens_cpu.tolist()
+        paths: dict[Req, list[TreeNode]] = {}
+        for req, row in zip(batch.reqs, rows, strict=True):
+            if req not in decoding:
+                self._sharing.scheduled(req)
+                paths[req] = self._tree.path(req.last_node)
+                self._rows.tell(row, self._tree.num_holes(paths[req]))
+        plans: list[RequestPlan] = []
+        with self._faults.guard("planning a prefill", "its prompts stay unpruned"):
+            for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):
+                if req in decoding:
+                    (num_holes,) = self._rows.of([row])
+                    plans.append(plan_decoding(req, end, num_holes=num_holes))
+                else:
+                    plans.append(self._plan_request(req, paths[req], end - length, end))
+        if len(plans) < len(rows) or not any(plan.layout.frames for plan in plans):
+            return None
+        asked = any(plan.layout.window and self._policy.observes(plan.layout, plan.state) for plan in plans)
+        return BatchPlan(plans, wants_queries=asked)
+
+    def _plan_request(self, req: Req, path: list[TreeNode], start: int, end: int) -> RequestPlan:
+        record = self._requests.of(req)
+        is_last_chunk = end == len(req.full_untruncated_fill_ids)
+        return plan_request(
+            self._tree,
+            req,
+            path,
+            record.frames,
+            start=start,
+            end=end,
+            is_last_chunk=is_last_chunk,
+            observation_window=self._config.scorer.observation_window,
+            budget=self._budget_of(record),
+            peer_prefix_len=self._sharing.peer_prefix_len(req) if record.frames and is_last_chunk else 0,
+            queries=self._policy.queries,
+        )
+
+    def _budget_of(self, record: RequestRecord) -> float:
+        """Share of a request's private visual tokens that stay: its own, or the server's."""
+        return self._config.budget if record.params.budget is None else record.params.budget
+
+    def _score(self, plan: BatchPlan, kv_indices: torch.Tensor, kv_indptr: torch.Tensor) -> None:
+        with stage("fuse"):
+            seen = self._observation(plan, kv_indices.long(), kv_indptr)
+            scored, corrupt = without_nan(self._policy.score(seen), seen)
+        with stage("store"):
+            self._store_scores(plan, seen, scored)
+        with stage("select"):
+            if self._config.token_budget is not None:
+                choices = [Choice((), 0, None, state) for state in scored.states]
+            else:
+                choices = choose(
+                    plan,
+                    scored,
+                    split=self._split,
+                    frame_floor=self._config.frame_floor,
+                    page_size=self._tree.page_size,
+                    ops=self._parts.ops,
+                )
+        for index, (request, choice) in enumerate(zip(plan.requests, choices, strict=True)):
+            if request.layout.window:
+                self._counters.num_scored_prompts += 1
+                self._requests.set_scored(request.req, ScoredPrompt(choice, corrupt, index))
+
+    def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
+        pools = self._parts.pools
+        summed = pools.side.attention
+        remembered, settled = set[tuple[int, int]](), set[tuple[int, int]]()
+        for index, request in enumerate(plan.requests):
+            known = request.remembered if self._policy.scores_once else frozenset()
+            # A screenshot's first scores are stored, whether it loses something now or not.
+            unread = request.settled & known if pools.side.scores is not None else request.settled
+            remembered |= {(index, frame) for frame in known}
+            settled |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
+        return Observation(
+            layouts=[request.layout for request in plan.requests],
+            states=[request.state for request in plan.requests],
+            budgets=[request.budget for request in plan.requests],
+            kv_indptr=kv_indptr,
+            slots=slots,
+            keys=pools.keys,
+            values=pools.values,
+            frame_offsets=pools.side.frame_offsets[:, slots],
+            frame_norms=pools.side.frame_norms[:, slots].float(),
+            attention=plan.group_scores if summed is None else summed[:, None, slots],
+            ops=self._parts.ops,
+            remembered=remembered,
+            settled=settled,
+        )
+
+    def _store_scores(self, plan: BatchPlan, seen: Observation, scored: PolicyScores) -> None:
+        """Remember the score of each token of the prompts that were observed, so that it can be pruned again without a
+        query.
+        """
+        side = self._parts.pools.side
+        if side.scores is None or side.segment_ids is None:
+            return
+        scores = self._policy.lasting(seen, scored)
+        scores = torch.where(scores.isnan(), scored.calibrated, scores)
+        slots = seen.slots
+        ends = list(accumulate(request.layout.num_live for request in plan.requests))
+        runs = [
+            range(end - request.layout.num_live, end)
+            for request, end in zip(plan.requests, ends, strict=True)
+            if request.layout.window
+        ]
+        if len(runs) < len(ends):
+            observed = rows_of(runs, slots.device)
+            slots, scores = slots[observed], scores[:, observed]
+        scores = scores.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
+        if self._policy.scores_once:
+            scores = torch.where(side.segment_ids[slots] == 0, scores, side.scores[:, slots])
+        side.scores[:, slots] = scores

@@ -1,0 +1,123 @@
+"""What others are told: responses, the server's info page, its metrics, and files with what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
+from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.engine.ranges import measure_with
+from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
+from star_kv_sglang.engine.trace import PruneTrace
+from star_kv_sglang.metrics.clock import StageClock
+from star_kv_sglang.metrics.publisher import Publisher
+
+if TYPE_CHECKING:
+    import torch
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from star_kv_sglang.cache.segments import Segment
+    from star_kv_sglang.cache.side_pools import SidePools
+    from star_kv_sglang.engine.records import RequestRecord
+
+META_INFO = "star_kv"
+"""Key of a response's ``meta_info``."""
+
+
+class Telemetry:
+    """Counts and tells. What fails here costs nobody anything else.
+
+    Args:
+        tree: Its sizes are told.
+        scheduler: Its metrics are those beside which ours stand, where it has any.
+        counters: What has happened.
+        faults: Counts what fails here.
+        trace_dir: Folder of the files with what was kept, or None.
+        on_gpu: The stages run on a GPU.
+    """
+
+    def __init__(
+        self,
+        tree: StarRadixCache,
+        scheduler: Scheduler,
+        counters: PolicyCounters,
+        faults: FaultLog,
+        *,
+        trace_dir: str | None,
+        on_gpu: bool,
+    ) -> None:
+        self.counters = counters
+        self._tree = tree
+        self._faults = faults
+        self._kept = KeptByAge()
+        self._trace = PruneTrace(trace_dir) if trace_dir else None
+        self._publisher: Publisher | None = None
+        self._clock: StageClock | None = None
+        metrics = scheduler.metrics_collector_context
+        if metrics.current_scheduler_metrics_enabled:
+            numbers = (name for name in asdict(counters) if name.startswith("num_"))
+            self._publisher = Publisher(metrics.collector.labels, numbers)
+            self._kept.keeps_new = True
+            self._clock = StageClock(on_gpu=on_gpu, observe=self._publisher.observe_stage)
+            measure_with(self._clock)
+
+    def report(self) -> dict[str, Any]:
+        """Census of the tree and counters, for the server's info page."""
+        self.publish()
+        times = None if self._clock is None else self._clock.totals
+        return report(self._tree, self.counters, self._kept, times)
+
+    def publish(self) -> None:
+        """Bring the metrics up to date."""
+        if self._publisher is not None and self._clock is not None:
+            with self._faults.guard("publishing metrics", "they are incomplete"):
+                self._clock.collect()
+                gauges = tree_sizes(self._tree, self.counters)
+                self._publisher.publish(gauges, asdict(self.counters), self._kept.take_new())
+
+    def note_private_size(self) -> None:
+        """A forward begins: this is what private nodes hold."""
+        self.counters.peak_private_tokens = max(self.counters.peak_private_tokens, self._tree.sharing.private_size)
+
+    def note_kept(self, stored: Stored, record: RequestRecord) -> None:
+        """A scored prompt has been pruned."""
+        with self._faults.guard("counting what was kept", "its figures are incomplete"):
+            self._kept.note(self._tree, stored.path, record.frames)
+
+    def tell(self, stored: Stored) -> None:
+        """Tell the response of a request about its prompt."""
+        with self._faults.guard("telling a response what was kept", "it lacks it"):
+            self._tell(stored)
+
+    def _tell(self, stored: Stored) -> None:
+        req = stored.req
+        if req.customized_info is None:
+            req.customized_info = {}
+        if META_INFO not in req.customized_info:
+            use = RequestUse.of(self._tree, stored.path, len(req.origin_input_ids))
+            # One entry for each output token: this one comes with the first.
+            req.customized_info[META_INFO] = [asdict(use)]
+
+    def write_trace(
+        self,
+        stored: Stored,
+        record: RequestRecord,
+        segments: Sequence[tuple[Segment, torch.Tensor]],
+        side: SidePools,
+        budget: float,
+    ) -> None:
+        """Write what was kept of each segment of a prompt, where the server and the request want it.
+
+        Args:
+            stored: The request.
+            record: Its record.
+            segments: Each segment as it was, and the slots that are left of its core.
+            side: Side pools after the move.
+            budget: Share that was to stay.
+        """
+        if self._trace is not None and record.params.trace:
+            with self._faults.guard("writing a trace", "it is incomplete"):
+                for segment, slots in segments:
+                    self._trace.write(stored.req, record.frames, segment, side, slots, budget)
