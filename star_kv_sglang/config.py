@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.errors import ConfigError
-from star_kv_sglang.policies import REFUSED, policy_names
-from star_kv_sglang.policies.base.settings import BESIDE_PEAK, KEPT_BEFORE, PolicySettings
+from star_kv_sglang.limits import COUNT, NOT_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, field_problems, limited
+from star_kv_sglang.policies import REFUSED, policy_keys, policy_names, policy_params
+from star_kv_sglang.policies.base.params import PolicyParams
 
 FULL = "full"
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
-OWN_KEYS = (
-    "beside_peak",
-    "branch_floor",
-    "current_last",
-    "frame_floor",
-    "frame_split",
-    "kept_before",
-    "peaks",
-    "pinned_share",
-    "question_share",
-    "recency_weight",
-    "seed",
-    "shrink_before_evict",
-    "trace_dir",
-    "trajectory_state",
-)
 DEFAULT_BUDGET = 0.2
 
 
@@ -43,7 +26,7 @@ class PolicyConfig:
     Attributes:
         policy: Name of the policy; ``full`` is stock SGLang.
         budget: Share of a branch's private visual tokens that stay after a prefill, in (0, 1]. Text is always kept.
-        scorer: Parameters of the scorer (STaR-KV, arXiv 2606.01790).
+        params: The policy's own parameters; None for its defaults, so that torch is not imported to read flags.
         frame_floor: Least share of each screenshot that stays, in [0, 1), where screenshots compete by score.
         frame_split: How screenshots share the budget: "score" (their tokens compete), "size" (each keeps the same
             share), or None for the policy's own way.
@@ -55,35 +38,20 @@ class PolicyConfig:
             in which it was silent, 0 or more.
         pinned_share: Most of the pool that all prefixes which requests ask to keep whole may hold together, in [0, 1].
         shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
-        seed: Of policies that draw.
-        question_share: Share of what stays that the question chooses, in [0, 1], where a policy has two scores; None
-            for the policy's own rule.
-        peaks: Where tokens are ranked by how much they stand out, local maxima on the screen matter.
-        beside_peak: Share of its distance that a token beside a local maximum counts with, in [0, 1]; at 0 all local
-            maxima come before all other tokens.
-        kept_before: Share of its distance that a token counts with where the screenshot before has kept the same thing
-            at the same place, in (0, 1].
-        trajectory_state: Scores build on what earlier prompts of the branch left behind.
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
     """
 
     policy: str = FULL
     budget: float = DEFAULT_BUDGET
-    scorer: ScorerParams = field(default_factory=ScorerParams)
-    frame_floor: float = 0.02
+    params: PolicyParams | None = None
+    frame_floor: float = limited(0.02, SHARE_BELOW_ONE)
     frame_split: str | None = None
     token_budget: int | None = None
-    branch_floor: float = 0.0
+    branch_floor: float = limited(0.0, SHARE_BELOW_ONE)
     current_last: bool = True
-    recency_weight: float = 0.0
-    pinned_share: float = 0.25
+    recency_weight: float = limited(0.0, NOT_NEGATIVE)
+    pinned_share: float = limited(0.25, SHARE)
     shrink_before_evict: bool = True
-    seed: int = 0
-    question_share: float | None = None
-    peaks: bool = True
-    trajectory_state: bool = True
-    beside_peak: float = BESIDE_PEAK
-    kept_before: float = KEPT_BEFORE
     trace_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,52 +65,26 @@ class PolicyConfig:
             require_policy(self.policy)
         except ConfigError as error:
             yield str(error)
-        if not _is_number(self.budget) or not 0 < self.budget <= 1:
-            yield (
-                f"--kv-budget {self.budget!r} must be a number in (0, 1]: the share of a branch's private "
-                "screenshot tokens to keep; use 1.0 to keep everything"
+        yield from POSITIVE_SHARE.problems(
+            "--kv-budget",
+            self.budget,
+            "the share of a branch's private screenshot tokens to keep; use 1.0 to keep everything",
+        )
+        if self.token_budget is not None:
+            yield from COUNT.problems(
+                "--kv-token-budget",
+                self.token_budget,
+                "the tokens that the private nodes of all branches may hold together",
             )
-        if self.token_budget is not None and (not _is_whole(self.token_budget) or self.token_budget < 1):
-            yield (
-                f"--kv-token-budget {self.token_budget!r} must be a whole number, 1 or more: the tokens that the "
-                "private nodes of all branches may hold together"
-            )
-        for name in ("frame_floor", "branch_floor"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
-                yield f"{name} {value!r} must be a number in [0, 1)"
-        if not _is_number(self.recency_weight) or not 0 <= self.recency_weight < math.inf:
-            yield f"recency_weight {self.recency_weight!r} must be a number, 0 or more"
+        yield from field_problems(self)
         if self.frame_split is not None and self.frame_split not in SPLITS:
             yield f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}"
-        if not _is_whole(self.seed) or self.seed < 0:
-            yield f"seed {self.seed!r} must be a whole number, 0 or more"
-        shares = {"beside_peak": self.beside_peak, "pinned_share": self.pinned_share}
-        if self.question_share is not None:
-            shares["question_share"] = self.question_share
-        for name, share in shares.items():
-            if not _is_number(share) or not 0 <= share <= 1:
-                yield f"{name} {share!r} must be a number in [0, 1]"
-        if not _is_number(self.kept_before) or not 0 < self.kept_before <= 1:
-            yield f"kept_before {self.kept_before!r} must be a number in (0, 1]"
-        for name in ("current_last", "peaks", "shrink_before_evict", "trajectory_state"):
-            if not isinstance(getattr(self, name), bool):
-                yield f"{name} {getattr(self, name)!r} must be true or false"
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):
             yield f"trace_dir {self.trace_dir!r} must be the path of a folder"
 
-    @property
-    def settings(self) -> PolicySettings:
-        """What a policy is told."""
-        return PolicySettings(
-            scorer=self.scorer,
-            seed=self.seed,
-            question_share=self.question_share,
-            peaks=self.peaks,
-            trajectory_state=self.trajectory_state,
-            beside_peak=self.beside_peak,
-            kept_before=self.kept_before,
-        )
+    def chosen_params(self) -> PolicyParams:
+        """The policy's parameters, its defaults where nobody chose; imports the policy."""
+        return policy_params(self.policy, {}) if self.params is None else self.params
 
     @property
     def active(self) -> bool:
@@ -191,33 +133,48 @@ class PolicyConfig:
                     "observation_window is given twice: by --kv-observation-window and --kv-policy-config"
                 )
             extra["observation_window"] = observation_window
-        own = {name: extra.pop(name) for name in OWN_KEYS if name in extra}
-        known_here = [f.name for f in fields(cls) if f.name not in ("policy", "scorer")]
-        clash = sorted(set(extra) & set(known_here))
+        shared = {name: extra.pop(name) for name in SHARED_KEYS if name in extra}
+        clash = sorted({"budget", "token_budget"} & set(extra))
         if clash:
             raise ConfigError(f"--kv-policy-config must not hold {', '.join(clash)}: use the flag of that name")
+        params, problems = None, []
+        if extra and policy in POLICIES:
+            try:
+                params = _own_params(policy, extra)
+            except ConfigError as error:
+                problems.append(str(error))
         try:
-            scorer = ScorerParams.from_mapping(extra)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"--kv-policy-config: {error}; besides the scorer's keys it takes {', '.join(OWN_KEYS)}"
-            ) from error
-        default = DEFAULT_BUDGET if token_budget is None else 1.0
-        return cls(
-            policy=policy,
-            budget=default if budget is None else budget,
-            token_budget=token_budget,
-            scorer=scorer,
-            **own,
-        )
+            made = cls(
+                policy=policy,
+                budget=_default_budget(token_budget) if budget is None else budget,
+                token_budget=token_budget,
+                params=params,
+                **shared,
+            )
+        except ConfigError as error:
+            problems.insert(0, str(error))
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return made
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+SHARED_KEYS = tuple(
+    sorted({field.name for field in fields(PolicyConfig)} - {"policy", "budget", "token_budget", "params"})
+)
+"""What ``--kv-policy-config`` takes with every policy."""
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _default_budget(token_budget: int | None) -> float:
+    return DEFAULT_BUDGET if token_budget is None else 1.0
+
+
+def _own_params(policy: str, values: Mapping[str, Any]) -> PolicyParams:
+    if "observation_window" in values and "observation_window" not in policy_keys(policy):
+        raise ConfigError(f"{policy} has no observation window to set; drop --kv-observation-window")
+    try:
+        return policy_params(policy, values)
+    except ConfigError as error:
+        raise ConfigError(f"--kv-policy-config: {error}; every policy takes {', '.join(SHARED_KEYS)}") from error
 
 
 def require_policy(name: str) -> None:

@@ -47,7 +47,7 @@ class MemoryPlan:
         policy: What has to be remembered of each slot.
     """
 
-    def __init__(self, config: PolicyConfig, policy: KVPolicy) -> None:
+    def __init__(self, config: PolicyConfig, policy: KVPolicy[Any]) -> None:
         self._config = config
         self._policy = policy
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,7 +44,7 @@ class ModelParts:
 
     @classmethod
     def of_model(
-        cls, runner: ModelRunner, config: PolicyConfig, policy: KVPolicy, memory: MemoryPlan, faults: FaultLog
+        cls, runner: ModelRunner, config: PolicyConfig, policy: KVPolicy[Any], memory: MemoryPlan, faults: FaultLog
     ) -> ModelParts:
         """Take the model's pools and watch its layers.
 
@@ -66,7 +66,7 @@ class ModelParts:
         kinds = memory.side_pools(keys[0].dtype, num_groups=num_groups)
         side = SidePools.allocate(len(keys), num_slots, device=keys[0].device, **kinds)
         pools, ops = KVPools(keys, values, side, per_head=policy.per_head), default_ops(keys[0].device)
-        observer = Observer(pools, config.scorer, ops, faults, queries=policy.queries, norms=policy.norms)
+        observer = Observer(pools, policy.pool_width, ops, faults, queries=policy.queries, norms=policy.norms)
         if vision is not None and config.prunes and policy.norms is not Norms.NONE:
             observer.watch_layers(runner.model)
         tokens = config.token_budget
@@ -74,7 +74,7 @@ class ModelParts:
             "KV policy %s: budget %s, observation window %d, side pools %.1f MiB",
             config.policy,
             f"{config.budget:.3g}" if tokens is None else f"{tokens} tokens",
-            config.scorer.observation_window,
+            policy.observation_window,
             side.num_bytes / 2**20,
         )
         return cls(pools, ops, observer, merge_size=1 if vision is None else int(vision.spatial_merge_size))

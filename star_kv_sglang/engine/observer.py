@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.engine.accumulate import add_attention
 from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
@@ -43,7 +42,7 @@ class Observer:
 
     Args:
         pools: K and the side pools.
-        params: The scorer's parameters.
+        pool_width: Width of the average pooling of attention over tokens.
         ops: Kernels or references.
         faults: What fails here costs the batch its scores; the forward goes on.
         queries: Whose attention is wanted.
@@ -53,7 +52,7 @@ class Observer:
     def __init__(
         self,
         pools: KVPools,
-        params: ScorerParams,
+        pool_width: int,
         ops: Ops,
         faults: FaultLog,
         *,
@@ -64,7 +63,7 @@ class Observer:
         self.plan: BatchPlan | None = None
         self._faults = faults
         self._pools = pools
-        self._params = params
+        self._pool_width = pool_width
         self._queries = queries
         self._norms = norms
         self._frame_sizes: list[int] = []
@@ -224,7 +223,7 @@ class Observer:
                 plan.kv_indices,
                 plan.kv_indptr,
                 sm_scale=sm_scale,
-                pool_width=self._params.pool_width,
+                pool_width=self._pool_width,
                 max_window=max(layout.window for layout in layouts),
                 max_num_live=max(layout.num_live for layout in layouts),
                 out=plan.group_scores[layer],

@@ -39,9 +39,9 @@ class RequestPlan:
         quota: Tokens that the segments may keep together.
         state: Trajectory state that the request inherits.
         budget: Share of its private visual tokens that stay.
-        remembered: Indices of the screenshots all of whose scores are stored.
-        settled: Indices of the screenshots that lose nothing after this forward where all keep the same share: they are
-            shared, or hold no more than theirs.
+        stored_frames: Indices of the screenshots all of whose scores are stored.
+        uncut_frames: Indices of the screenshots that lose nothing after this forward where all keep the same share:
+            they are shared, or hold no more than theirs.
     """
 
     req: Req
@@ -54,8 +54,8 @@ class RequestPlan:
     quota: int
     state: TrajectoryState
     budget: float
-    remembered: frozenset[int] = frozenset()
-    settled: frozenset[int] = frozenset()
+    stored_frames: frozenset[int] = frozenset()
+    uncut_frames: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -145,12 +145,12 @@ def plan_request(
         quota=quota,
         state=inherited_state(tree, path),
         budget=budget,
-        remembered=remembered_frames(shown, known, in_tree),
-        settled=settled_frames(shown, segments, quota, tree.page_size),
+        stored_frames=stored_frames(shown, known, in_tree),
+        uncut_frames=uncut_frames(shown, segments, quota, tree.page_size),
     )
 
 
-def remembered_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree: int) -> frozenset[int]:
+def stored_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree: int) -> frozenset[int]:
     """Indices of the frames whose scores are all stored.
 
     Args:
@@ -174,7 +174,7 @@ def equal_shares(segments: Sequence[Segment], quota: int, page_size: int) -> lis
     return [min(n // page_size * page_size, s.num_live) for n, s in zip(shares, segments, strict=True)]
 
 
-def settled_frames(frames: Sequence[Frame], segments: Sequence[Segment], quota: int, page_size: int) -> frozenset[int]:
+def uncut_frames(frames: Sequence[Frame], segments: Sequence[Segment], quota: int, page_size: int) -> frozenset[int]:
     """Indices of the frames no segment of which holds more than its equal share: whatever their scores, all stays."""
     shares = equal_shares(segments, quota, page_size)
     cut = {one.frame.start for one, share in zip(segments, shares, strict=True) if share < one.num_live}

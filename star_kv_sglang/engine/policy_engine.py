@@ -41,7 +41,7 @@ class PolicyEngine(CacheListener):
     def __init__(
         self,
         config: PolicyConfig,
-        policy: KVPolicy,
+        policy: KVPolicy[Any],
         parts: ModelParts,
         tree: StarRadixCache,
         scheduler: Scheduler,

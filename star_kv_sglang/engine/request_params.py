@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.limits import POSITIVE_SHARE
 
 PREFIX = "kv_"
 CUSTOM = "custom_params"
@@ -126,15 +127,11 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
-
-
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kv_share": (_is_bool, "true or false: whether others will use this prompt, so that its prefix stays whole"),
     "kv_budget": (
-        _is_share,
-        "a number in (0, 1]: the share of the private screenshot tokens that stay; leave it out for the server's",
+        POSITIVE_SHARE.holds,
+        f"{POSITIVE_SHARE}: the share of the private screenshot tokens that stay; leave it out for the server's",
     ),
     "kv_trace": (_is_bool, "true or false: whether what is pruned of this prompt is written to trace_dir"),
 }

@@ -36,7 +36,7 @@ class Runtime:
 
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
-        self._policy = policy_class(config.policy)(config.settings)
+        self._policy = policy_class(config.policy)(config.chosen_params())
         self.memory = MemoryPlan(config, self._policy)
         self._counters = PolicyCounters()
         self._faults = FaultLog(self._counters)

@@ -33,10 +33,12 @@ def without_nan(scored: PolicyScores, seen: Observation) -> tuple[PolicyScores, 
     num_nan = torch.cat([bounds.new_zeros(1), is_nan.cumsum(0)])[bounds].diff()
     corrupt = num_nan > 0
     recency = 2.0 * (places - bounds[owner] + 1) / (bounds.diff()[owner] + 1)
-    replaced = corrupt[owner]
+    replaced, again = corrupt[owner], scored.for_pruning_again
     sane = replace(
         scored,
         calibrated=torch.where(replaced, recency.to(scored.calibrated.dtype), scored.calibrated),
         layer_mean=torch.where(replaced, recency.to(mean.dtype), mean),
+        # Half of it, which is 0 to 1 as those scores are.
+        for_pruning_again=None if again is None else torch.where(replaced, (recency / 2).to(again.dtype), again),
     )
     return sane, HostCopy.start(corrupt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,7 +45,7 @@ class Scoring:
     def __init__(
         self,
         config: PolicyConfig,
-        policy: KVPolicy,
+        policy: KVPolicy[Any],
         parts: ModelParts,
         tree: StarRadixCache,
         requests: Requests,
@@ -120,7 +120,7 @@ class Scoring:
             start=start,
             end=end,
             is_last_chunk=is_last_chunk,
-            observation_window=self._config.scorer.observation_window,
+            observation_window=self._policy.observation_window,
             budget=self._budget_of(record),
             peer_prefix_len=self._sharing.peer_prefix_len(req) if record.frames and is_last_chunk else 0,
             queries=self._policy.queries,
@@ -156,13 +156,14 @@ class Scoring:
     def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
         pools = self._parts.pools
         summed = pools.side.attention
-        remembered, settled = set[tuple[int, int]](), set[tuple[int, int]]()
+        wants_storing = pools.side.scores is not None
+        skip_scoring, skip_storing = set[tuple[int, int]](), set[tuple[int, int]]()
         for index, request in enumerate(plan.requests):
-            known = request.remembered if self._policy.scores_once else frozenset()
+            stored = request.stored_frames if self._policy.scores_once else frozenset()
             # A screenshot's first scores are stored, whether it loses something now or not.
-            unread = request.settled & known if pools.side.scores is not None else request.settled
-            remembered |= {(index, frame) for frame in known}
-            settled |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
+            unread = request.uncut_frames & stored if wants_storing else request.uncut_frames
+            skip_storing |= {(index, frame) for frame in stored}
+            skip_scoring |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
         return Observation(
             layouts=[request.layout for request in plan.requests],
             states=[request.state for request in plan.requests],
@@ -175,8 +176,9 @@ class Scoring:
             frame_norms=pools.side.frame_norms[:, slots].float(),
             attention=plan.group_scores if summed is None else summed[:, None, slots],
             ops=self._parts.ops,
-            remembered=remembered,
-            settled=settled,
+            skip_scoring=skip_scoring,
+            skip_storing=skip_storing,
+            wants_storing=wants_storing,
         )
 
     def _store_scores(self, plan: BatchPlan, seen: Observation, scored: PolicyScores) -> None:
@@ -186,8 +188,9 @@ class Scoring:
         side = self._parts.pools.side
         if side.scores is None or side.segment_ids is None:
             return
-        scores = self._policy.lasting(seen, scored)
-        scores = torch.where(scores.isnan(), scored.calibrated, scores)
+        scores = scored.calibrated
+        if scored.for_pruning_again is not None:
+            scores = torch.where(scored.for_pruning_again.isnan(), scores, scored.for_pruning_again)
         slots = seen.slots
         ends = list(accumulate(request.layout.num_live for request in plan.requests))
         runs = [

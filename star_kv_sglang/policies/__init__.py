@@ -1,16 +1,24 @@
 """The KV policies, one module each: the module's name is the policy's, with dashes for underscores.
 
-A module defines one subclass of `KVPolicy` named ``Policy``. Helpers live in the subpackage ``base``: no policy.
+A module defines one subclass of `KVPolicy` named ``Policy`` and, as ``Params``, a frozen dataclass of its parameters.
+Helpers live in the subpackage ``base``: no policy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from star_kv_sglang.errors import ConfigError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from star_kv_sglang.policies.base.interface import KVPolicy
+    from star_kv_sglang.policies.base.params import PolicyParams
 
 REFUSED = {
     "pyramidkv": (
@@ -26,16 +34,76 @@ def policy_names() -> tuple[str, ...]:
     return tuple(sorted(_name(module.name) for module in iter_modules(__path__) if not module.ispkg))
 
 
-def policy_class(name: str) -> type[KVPolicy]:
+def policy_class(name: str) -> type[KVPolicy[Any]]:
     """The class of a policy.
 
     Raises:
         ValueError: There is no policy of that name.
     """
+    found: type[KVPolicy[Any]] = _module(name).Policy
+    return found
+
+
+def policy_keys(name: str) -> tuple[str, ...]:
+    """The parameters of a policy, as ``--kv-policy-config`` takes them.
+
+    Raises:
+        ValueError: There is no policy of that name.
+    """
+    keys = []
+    for one in fields(_module(name).Params):
+        nested = _nested(one.name)
+        keys += [one.name] if nested is None else [inner.name for inner in fields(nested)]
+    return tuple(sorted(keys))
+
+
+def policy_params(name: str, values: Mapping[str, Any]) -> PolicyParams:
+    """Parameters of a policy.
+
+    Args:
+        name: The policy.
+        values: By key; the others have their defaults.
+
+    Raises:
+        ConfigError: The policy has no such parameter, or a value is wrong.
+        ValueError: There is no policy of that name.
+    """
+    unknown = sorted(set(values) - set(policy_keys(name)))
+    if unknown:
+        keys = ", ".join(policy_keys(name)) or "none of its own"
+        raise ConfigError(f"{name} has no parameter {', '.join(unknown)}; its parameters: {keys}")
+    made: type[PolicyParams] = _module(name).Params
+    given: dict[str, Any] = {}
+    for one in fields(made):
+        nested = _nested(one.name)
+        if nested is not None:
+            inner = {field.name: values[field.name] for field in fields(nested) if field.name in values}
+            given[one.name] = _scorer(inner)
+        elif one.name in values:
+            given[one.name] = values[one.name]
+    return made(**given)
+
+
+def _nested(field: str) -> type[Any] | None:
+    """The dataclass whose fields are keys in place of this one."""
+    from star_kv_sglang.algorithm.params import ScorerParams
+
+    return ScorerParams if field == "scorer" else None
+
+
+def _scorer(values: Mapping[str, Any]) -> Any:
+    from star_kv_sglang.algorithm.params import ScorerParams
+
+    try:
+        return ScorerParams.from_mapping(values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _module(name: str) -> ModuleType:
     if name not in policy_names():
         raise ValueError(f"there is no KV policy {name!r}; choose one of {', '.join(policy_names())}")
-    found: type[KVPolicy] = import_module(f"{__name__}.{name.replace('-', '_')}").Policy
-    return found
+    return import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _name(module: str) -> str:

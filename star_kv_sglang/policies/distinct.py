@@ -9,21 +9,26 @@ screenshot before has kept the same thing at the same place (``kept_before``). E
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from star_kv_sglang.policies.base.distinctness import by_place_in_line, distinctness
-from star_kv_sglang.policies.base.interface import (
-    KVPolicy,
-    Norms,
-    Observation,
-    PolicyScores,
-    Queries,
-    Split,
-)
+from star_kv_sglang.policies.base.distinctness import distinctness
+from star_kv_sglang.policies.base.grid import places
+from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores, Queries, Split
+from star_kv_sglang.policies.base.params import DistinctnessParams, WindowParams
 
 
-class Policy(KVPolicy):
-    """Ranks of the distance, peaks first or tokens beside them lowered, and copies of what was kept before."""
+@dataclass(frozen=True)
+class Params(WindowParams, DistinctnessParams):
+    """What counts how much."""
+
+
+class Policy(KVPolicy[Params]):
+    """Ranks of the distance, peaks first or tokens beside them lowered, and copies of what was kept before.
+
+    When it is pruned again, a screenshot that shows more is worth more tokens.
+    """
 
     queries = Queries.NONE
     split = Split.BY_SIZE
@@ -31,14 +36,12 @@ class Policy(KVPolicy):
     scores_once = True
 
     def score(self, seen: Observation) -> PolicyScores:
-        """What `distinctness` says of every screenshot's tokens; 0 for text."""
+        """Ranks of every screenshot's tokens; 0 for text."""
         scores = torch.zeros_like(seen.frame_norms)
-        for request, layout in enumerate(seen.layouts):
-            for index, frame in enumerate(layout.frames):
-                if frame.num_live and layout.window and (request, index) not in seen.settled:
-                    scores[:, seen.frame(request, index)] = distinctness(seen, request, index, self.settings)
-        return PolicyScores.of(scores, seen)
-
-    def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
-        """A screenshot that shows more is worth more tokens."""
-        return by_place_in_line(seen, scored, ranked=False)
+        again = torch.zeros_like(scores) if seen.wants_storing else None
+        for request, index in seen.scored_frames():
+            span = seen.frame(request, index)
+            screenshot, scores[:, span] = distinctness(seen, request, index, self.params)
+            if again is not None and (request, index) not in seen.skip_storing:
+                again[:, span] = screenshot.place_scores(places(scores[:, span]))
+        return PolicyScores(scores, scores.mean(dim=0), seen.states, again)

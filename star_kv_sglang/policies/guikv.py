@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
+from star_kv_sglang.algorithm.params import ScorerParams
+from star_kv_sglang.limits import NOT_NEGATIVE, POSITIVE, limited
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores
+from star_kv_sglang.policies.base.params import PoolParams, WindowParams
 from star_kv_sglang.policies.base.steps import calibrate, current_spans
 
 RANK = 32
 
 
-class Policy(KVPolicy):
+@dataclass(frozen=True)
+class Params(WindowParams, PoolParams):
+    """Of the window's attention, and of its boost.
+
+    Attributes:
+        boost_alpha: Weight of the boost of tokens that stand out on the current screenshot.
+        boost_temperature: How evenly the boost is spread.
+    """
+
+    boost_alpha: float = limited(ScorerParams.boost_alpha, NOT_NEGATIVE)
+    boost_temperature: float = limited(ScorerParams.boost_temperature, POSITIVE)
+
+
+class Policy(KVPolicy[Params]):
     """Of the earlier screenshots' tokens only the budget's share with the largest residuals competes with the rest."""
 
     norms = Norms.INPUT
 
     def score(self, seen: Observation) -> PolicyScores:
         """Boosted attention, and the redundant part of the past behind everything else."""
-        scorer = self.settings.scorer
         attention = seen.attended
         spans = [seen.frame(r, -1) for r, layout in enumerate(seen.layouts) if layout.frames and layout.window]
         seen.ops.spatial_boost(
             attention,
             seen.frame_norms,
             current_spans(seen),
-            alpha=scorer.boost_alpha,
-            temperature=scorer.boost_temperature,
+            alpha=self.params.boost_alpha,
+            temperature=self.params.boost_temperature,
             max_span=max((span.stop - span.start for span in spans), default=0),
         )
         scores = calibrate(attention.mean(dim=1), seen)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicyScores, Queries
+from star_kv_sglang.policies.base.params import WindowParams
 from star_kv_sglang.policies.base.steps import calibrate
 
 
-class Policy(KVPolicy):
+@dataclass(frozen=True)
+class Params(WindowParams):
+    """The window's tokens are kept before all others."""
+
+
+class Policy(KVPolicy[Params]):
     """Sums go on from turn to turn: a token keeps what earlier turns' queries gave it."""
 
     queries = Queries.ALL

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicyScores
+from star_kv_sglang.policies.base.params import PoolParams, WindowParams
 from star_kv_sglang.policies.base.steps import calibrate
 
 
-class Policy(KVPolicy):
+@dataclass(frozen=True)
+class Params(WindowParams, PoolParams):
+    """Of the window's attention."""
+
+
+class Policy(KVPolicy[Params]):
     """Slot j then holds another token in every head of every layer; the page table does not notice."""
 
     per_head = True

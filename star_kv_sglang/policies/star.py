@@ -10,22 +10,39 @@ screens legible for the turns after. ``question_share`` sets one share for all p
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from star_kv_sglang.algorithm.layout import PromptLayout
 from star_kv_sglang.algorithm.pipeline import ScoredBatch, score_batch
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.distinctness import by_place_in_line, distinctness, distinctness_rank
-from star_kv_sglang.policies.base.grid import merged_ranks
+from star_kv_sglang.limits import SHARE, limited
+from star_kv_sglang.policies.base.distinctness import distinctness
+from star_kv_sglang.policies.base.grid import merged_ranks, places_of_ranks, ranks
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores, Split
+from star_kv_sglang.policies.base.params import DistinctnessParams, PublishedParams
 
 SHARE_OF_WHOLE_PROMPTS = 0.5
 
 
-class Policy(KVPolicy):
-    """Two rankings of each screenshot's tokens, merged; every screenshot keeps the same share."""
+@dataclass(frozen=True)
+class Params(PublishedParams, DistinctnessParams):
+    """What counts how much, and who has a say.
+
+    Attributes:
+        question_share: Share of what stays that the question chooses, in [0, 1]; None: half of a prompt that was sent
+            whole, nothing of any other.
+    """
+
+    question_share: float | None = limited(None, SHARE)
+
+
+class Policy(KVPolicy[Params]):
+    """Two rankings of each screenshot's tokens, merged; every screenshot keeps the same share.
+
+    When it is pruned again, a screenshot that shows more is worth more tokens.
+    """
 
     split = Split.BY_SIZE
     norms = Norms.CENTRED
@@ -37,8 +54,8 @@ class Policy(KVPolicy):
 
     def question_share(self, layout: PromptLayout, state: TrajectoryState) -> float:
         """Share of each screenshot's kept tokens that the published score chooses."""
-        if self.settings.question_share is not None:
-            return self.settings.question_share
+        if self.params.question_share is not None:
+            return self.params.question_share
         return SHARE_OF_WHOLE_PROMPTS if layout.num_frames_total - state.num_frames > 1 else 0.0
 
     def score(self, seen: Observation) -> PolicyScores:
@@ -49,18 +66,19 @@ class Policy(KVPolicy):
         ]
         asked = self._published(seen) if any(shares) else None
         scores = torch.zeros_like(seen.frame_norms)
-        for request, layout in enumerate(seen.layouts):
-            for index, frame in enumerate(layout.frames):
-                if not frame.num_live or not layout.window or (request, index) in seen.settled:
-                    continue
-                span, share = seen.frame(request, index), shares[request]
-                if asked is None or share <= 0:
-                    scores[:, span] = distinctness_rank(seen, request, index, self.settings)
-                else:
-                    standing_out = distinctness(seen, request, index, self.settings)
-                    scores[:, span] = merged_ranks(asked.calibrated[:, span], standing_out, share)
-        layer_mean = scores.mean(dim=0)
-        states = list(seen.states)
+        again = torch.zeros_like(scores) if seen.wants_storing else None
+        for request, index in seen.scored_frames():
+            span, share = seen.frame(request, index), shares[request]
+            screenshot, standing_out = distinctness(seen, request, index, self.params)
+            if asked is not None and share > 0:
+                scores[:, span] = merged_ranks(asked.calibrated[:, span], standing_out, share)
+            elif self.params.peaks and self.params.beside_peak == 0:
+                scores[:, span] = ranks(standing_out)
+            else:
+                scores[:, span] = standing_out
+            if again is not None and (request, index) not in seen.skip_storing:
+                again[:, span] = screenshot.place_scores(places_of_ranks(scores[:, span]))
+        layer_mean, states = scores.mean(dim=0), list(seen.states)
         for request, (layout, share) in enumerate(zip(seen.layouts, shares, strict=True)):
             if asked is not None and share:
                 past = seen.past(request)
@@ -68,11 +86,7 @@ class Policy(KVPolicy):
                 states[request] = asked.states[request]
             elif layout.window:
                 states[request] = replace(states[request], num_frames=layout.num_frames_total)
-        return PolicyScores(scores, layer_mean, states)
-
-    def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
-        """A screenshot that shows more is worth more tokens."""
-        return by_place_in_line(seen, scored, ranked=True)
+        return PolicyScores(scores, layer_mean, states, again)
 
     def _published(self, seen: Observation) -> ScoredBatch:
         """The published scorer; its boost goes to what stands out from the screenshot's mean."""
@@ -83,6 +97,6 @@ class Policy(KVPolicy):
             seen.frame_offsets,
             seen.frame_norms,
             seen.states,
-            self.settings.scorer,
+            self.params.scorer,
             ops=seen.ops,
         )

@@ -5,12 +5,20 @@ The sinks are text, which always stays; of the screenshots the most recent token
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicyScores, Queries
+from star_kv_sglang.policies.base.params import WindowParams
 
 
-class Policy(KVPolicy):
+@dataclass(frozen=True)
+class Params(WindowParams):
+    """The window's tokens are kept before all others."""
+
+
+class Policy(KVPolicy[Params]):
     """The later, the better."""
 
     queries = Queries.NONE

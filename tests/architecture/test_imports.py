@@ -11,17 +11,18 @@ ALLOWED: dict[str, set[str]] = {
     # the method: plain torch
     "triton_ops": set(),
     "algorithm": {"triton_ops"},
-    "policies": {"algorithm", "triton_ops"},
+    "policies": {"algorithm", "triton_ops", "limits"},
     # what a user says
     "errors": set(),
-    "config": {"algorithm", "policies"},
+    "limits": set(),
+    "config": {"limits", "policies"},
     "flags": {"config"},
     "server_args": {"config", "flags", "compat"},
     # inside SGLang's processes
     "cache": {"algorithm", "triton_ops", "config"},
     "metrics": set(),
     "images": set(),
-    "engine": {"algorithm", "triton_ops", "config", "cache", "policies", "metrics"},
+    "engine": {"algorithm", "triton_ops", "limits", "config", "cache", "policies", "metrics"},
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
     "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention", "images"},

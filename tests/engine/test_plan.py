@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from star_kv_sglang.cache.segments import Frame, Segment
-from star_kv_sglang.engine.plan import remembered_frames, settled_frames
+from star_kv_sglang.engine.plan import stored_frames, uncut_frames
 
 FRAMES = [Frame(4, 2, 4, 1), Frame(16, 2, 4, 2)]
 """Positions 4 to 12 and 16 to 24."""
@@ -17,7 +17,7 @@ def scored(start: int, end: int, page_size: int = 1, *, ident: int = 7) -> Segme
 
 
 @pytest.mark.parametrize(
-    ("known", "in_tree", "remembered"),
+    ("known", "in_tree", "stored"),
     [
         pytest.param([], 0, set(), id="new"),
         pytest.param([scored(4, 12), scored(16, 24)], 30, {0, 1}, id="both"),
@@ -28,12 +28,12 @@ def scored(start: int, end: int, page_size: int = 1, *, ident: int = 7) -> Segme
         pytest.param([scored(4, 12, 16, ident=0), scored(16, 24, 4)], 32, {0, 1}, id="no_whole_page_to_prune"),
     ],
 )
-def test_a_screenshot_is_remembered_when_all_of_it_is(known: list[Segment], in_tree: int, remembered: set[int]) -> None:
-    assert remembered_frames(FRAMES, known, in_tree) == remembered
+def test_a_screenshot_is_stored_when_all_of_it_is(known: list[Segment], in_tree: int, stored: set[int]) -> None:
+    assert stored_frames(FRAMES, known, in_tree) == stored
 
 
 @pytest.mark.parametrize(
-    ("segments", "quota", "settled"),
+    ("segments", "quota", "uncut"),
     [
         pytest.param([], 0, {0, 1}, id="all_shared"),
         pytest.param([scored(4, 12), scored(16, 24)], 16, {0, 1}, id="room_for_all"),
@@ -44,10 +44,10 @@ def test_a_screenshot_is_remembered_when_all_of_it_is(known: list[Segment], in_t
         pytest.param([scored(4, 8).pruned_to(2), scored(8, 12), scored(16, 24)], 8, set(), id="one_part_is_cut"),
     ],
 )
-def test_what_has_its_share_is_settled(segments: list[Segment], quota: int, settled: set[int]) -> None:
-    assert settled_frames(FRAMES, segments, quota, 1) == settled
+def test_what_has_its_share_is_uncut(segments: list[Segment], quota: int, uncut: set[int]) -> None:
+    assert uncut_frames(FRAMES, segments, quota, 1) == uncut
 
 
 def test_shares_of_whole_pages_settle_too() -> None:
     segments = [scored(4, 12, 4).pruned_to(4), scored(16, 24, 4)]
-    assert settled_frames(FRAMES, segments, 11, 4) == {0}
+    assert uncut_frames(FRAMES, segments, 11, 4) == {0}

@@ -200,7 +200,7 @@ def test_file_of_parameters_is_read(checkpoint: Callable[[str], Path], tmp_path:
     file = tmp_path / "policy.json"
     file.write_text('{"boost_alpha": 1.5, "frame_floor": 0.1}')
     config = parse(checkpoint("qwen2_5_vl"), **STAR, kv_policy_config=str(file)).policy_config()
-    assert (config.scorer.boost_alpha, config.frame_floor, config.budget) == (1.5, 0.1, 0.2)
+    assert (config.params.scorer.boost_alpha, config.frame_floor, config.budget) == (1.5, 0.1, 0.2)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from star_kv_sglang.policies.base.settings import BESIDE_PEAK, KEPT_BEFORE
+from star_kv_sglang.policies.base.params import BESIDE_PEAK, KEPT_BEFORE
 from tests.policies.prefill import (
     BUDGET,
     NUM_GROUPS,

@@ -18,9 +18,8 @@ from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.observer import Observer
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, visual_quota
 from star_kv_sglang.engine.stats import PolicyCounters
-from star_kv_sglang.policies import policy_class
+from star_kv_sglang.policies import policy_class, policy_keys, policy_params
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, Queries
-from star_kv_sglang.policies.base.settings import PolicySettings
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
 NUM_LAYERS, NUM_HEADS, NUM_GROUPS, HEAD_DIM, HIDDEN = 3, 6, 2, 36, 10
@@ -72,11 +71,18 @@ class Prefill:
         )
 
 
-def window_of(policy: KVPolicy, prompt: Prompt) -> int:
+def window_of(policy: KVPolicy[Any], prompt: Prompt) -> int:
     """Observing queries of a prompt."""
     if policy.queries is Queries.AFTER_SCREENSHOT:
         return prompt.length - prompt.spans[-1][1]
     return PARAMS.observation_window
+
+
+def make_policy(name: str, **settings: Any) -> KVPolicy[Any]:
+    """A policy with the window and the seed of these tests, where it has them."""
+    given = {"observation_window": PARAMS.observation_window, "seed": 5}
+    known = {key: value for key, value in given.items() if key in policy_keys(name)}
+    return policy_class(name)(policy_params(name, {**known, **settings}))
 
 
 def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settings: Any) -> list[list[list[list[int]]]]:
@@ -86,9 +92,9 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settin
         name: The policy.
         run: What ran.
         chunk: For `Queries.ALL`: the first request's first ``chunk`` tokens run in a forward of their own.
-        settings: Of the policy, besides the scorer's parameters and the seed.
+        settings: Of the policy, besides the window and the seed.
     """
-    policy = policy_class(name)(PolicySettings(PARAMS, seed=5, **settings))
+    policy = make_policy(name, **settings)
     plan, seen = watched(policy, run, chunk)
     choices = choose(plan, policy.score(seen), split=policy.split, frame_floor=0.02, page_size=1, ops=seen.ops)
     return [
@@ -100,7 +106,7 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settin
     ]
 
 
-def watched(policy: KVPolicy, run: Prefill, chunk: int | None = None) -> tuple[BatchPlan, Observation]:
+def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tuple[BatchPlan, Observation]:
     """What a policy is told of the prefill."""
     ops = get_ops("reference")
     num_slots = int(run.slots.max()) + 1
@@ -115,7 +121,9 @@ def watched(policy: KVPolicy, run: Prefill, chunk: int | None = None) -> tuple[B
         with_attention=policy.queries is Queries.ALL,
     )
     pools = KVPools(list(keys), list(values), side, per_head=policy.per_head)
-    observer = Observer(pools, PARAMS, ops, FaultLog(PolicyCounters()), queries=policy.queries, norms=policy.norms)
+    observer = Observer(
+        pools, PARAMS.pool_width, ops, FaultLog(PolicyCounters()), queries=policy.queries, norms=policy.norms
+    )
     plans, first = [], 0
     if chunk is not None:
         observe(observer, BatchPlan([planned(PROMPTS[0], 0, 0, chunk)]), run, torch.arange(chunk), run.slots[:chunk])
@@ -142,6 +150,7 @@ def watched(policy: KVPolicy, run: Prefill, chunk: int | None = None) -> tuple[B
         frame_norms=side.frame_norms[:, run.slots],
         attention=plan.group_scores if summed is None else summed[:, None, run.slots],
         ops=ops,
+        wants_storing=True,
     )
     return plan, seen
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.config import SHARED_KEYS, PolicyConfig
 from star_kv_sglang.errors import ConfigError
-from star_kv_sglang.policies import policy_class, policy_names
+from star_kv_sglang.policies import policy_class, policy_keys, policy_names, policy_params
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Queries
 
 
@@ -38,37 +38,78 @@ def test_an_unknown_policy_is_refused_with_the_names() -> None:
 
 def test_own_keys_are_read() -> None:
     config = from_flags("random", '{"seed": 7, "frame_split": "score"}')
-    assert (config.seed, config.frame_split) == (7, "score")
-    settings = from_flags("star", '{"question_share": 0.25, "peaks": false, "trajectory_state": false}').settings
-    assert (settings.question_share, settings.peaks, settings.trajectory_state) == (0.25, False, False)
-    assert from_flags("distinct", '{"beside_peak": 0}').settings.beside_peak == 0
-    assert from_flags("star", '{"kept_before": 1}').settings.kept_before == 1
+    assert (config.params, config.frame_split) == (policy_params("random", {"seed": 7}), "score")
+    params: Any = from_flags("star", '{"question_share": 0.25, "peaks": false, "boost_alpha": 3}').params
+    assert (params.question_share, params.peaks, params.scorer.boost_alpha) == (0.25, False, 3)
+    params = from_flags("star-paper", '{"trajectory_state": false, "observation_window": 3}').params
+    assert (params.trajectory_state, params.observation_window) == (False, 3)
+    params = from_flags("distinct", '{"beside_peak": 0, "kept_before": 1}').params
+    assert (params.beside_peak, params.kept_before) == (0, 1)
     assert from_flags("star").current_last and not from_flags("star", '{"current_last": false}').current_last
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("policy", "config", "message"),
     [
-        ('{"seed": -1}', "seed -1"),
-        ('{"seed": true}', "seed True"),
-        ('{"frame_split": "age"}', "one of score, size"),
-        ('{"question_share": 1.5}', r"question_share 1.5 must be a number in \[0, 1\]"),
-        ('{"question_share": true}', "question_share True"),
-        ('{"beside_peak": -0.1}', r"beside_peak -0.1 must be a number in \[0, 1\]"),
-        ('{"beside_peak": false}', "beside_peak False"),
-        ('{"beside_peak": null}', "beside_peak None"),
-        ('{"kept_before": 0}', r"kept_before 0 must be a number in \(0, 1\]"),
-        ('{"kept_before": 1.1}', "kept_before 1.1"),
-        ('{"kept_before": true}', "kept_before True"),
-        ('{"current_last": 0}', "current_last 0 must be true or false"),
-        ('{"shrink_before_evict": "yes"}', "shrink_before_evict 'yes' must be true or false"),
-        ('{"peaks": 1}', "peaks 1 must be true or false"),
-        ('{"trajectory_state": "no"}', "trajectory_state 'no' must be true or false"),
+        ("random", '{"seed": -1}', "seed -1 must be a whole number, 0 or more"),
+        ("random", '{"seed": true}', "seed True"),
+        ("random", '{"frame_split": "age"}', "one of score, size"),
+        ("star", '{"question_share": 1.5}', r"question_share 1.5 must be a number in \[0, 1\]"),
+        ("star", '{"question_share": true}', "question_share True"),
+        ("distinct", '{"beside_peak": -0.1}', r"beside_peak -0.1 must be a number in \[0, 1\]"),
+        ("distinct", '{"beside_peak": false}', "beside_peak False"),
+        ("distinct", '{"beside_peak": null}', "beside_peak None"),
+        ("distinct", '{"kept_before": 0}', r"kept_before 0 must be a number in \(0, 1\]"),
+        ("distinct", '{"kept_before": 1.1}', "kept_before 1.1"),
+        ("distinct", '{"kept_before": true}', "kept_before True"),
+        ("distinct", '{"peaks": 1}', "peaks 1 must be true or false"),
+        ("random", '{"current_last": 0}', "current_last 0 must be true or false"),
+        ("random", '{"shrink_before_evict": "yes"}', "shrink_before_evict 'yes' must be true or false"),
+        ("random", '{"frame_floor": 1}', r"frame_floor 1 must be a number in \[0, 1\)"),
+        ("star-paper", '{"trajectory_state": "no"}', "trajectory_state 'no' must be true or false"),
+        ("star-paper", '{"boost_alpha": -1}', "boost_alpha must not be negative"),
+        ("guikv", '{"boost_temperature": 0}', "boost_temperature 0 must be a number above 0"),
+        ("snapkv", '{"pool_width": 4}', "pool_width 4 must be odd"),
+        ("snapkv", '{"observation_window": 0}', "observation_window 0 must be a whole number, 1 or more"),
     ],
 )
-def test_bad_values_are_refused(config: str, message: str) -> None:
+def test_bad_values_are_refused(policy: str, config: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_flags("random", config)
+        from_flags(policy, config)
+
+
+@pytest.mark.parametrize(
+    ("policy", "key", "keys"),
+    [
+        ("star", "trajectory_state", "beside_peak, boost"),
+        ("star-paper", "question_share", "boost, boost_alpha"),
+        ("distinct", "seed", "beside_peak, kept_before, observation_window, peaks"),
+        ("snapkv", "boost_alpha", "observation_window, pool_width"),
+        ("guikv", "prior_lambda", "boost_alpha, boost_temperature, observation_window, pool_width"),
+        ("h2o", "pool_width", "observation_window"),
+        ("streaming", "beside_peak", "observation_window"),
+        ("random", "peaks", "observation_window, seed"),
+        ("vlcache", "grid", "pool_width"),
+    ],
+)
+def test_a_parameter_that_a_policy_ignores_is_refused_with_its_own(policy: str, key: str, keys: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"{policy} has no parameter {key}; its parameters: {keys}.*every policy takes"
+    ):
+        from_flags(policy, f'{{"{key}": 1}}')
+
+
+def test_a_window_for_a_policy_without_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="vlcache has no observation window"):
+        PolicyConfig.from_flags(
+            policy="vlcache", budget=0.1, token_budget=None, observation_window=4, policy_config=None
+        )
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_parameter_of_a_policy_is_a_key_of_its_own(name: str) -> None:
+    assert not set(policy_keys(name)) & set(SHARED_KEYS)
+    assert policy_params(name, {}) == from_flags(name).params
 
 
 @pytest.mark.parametrize("wants", [{"norms": Norms.INPUT}, {"queries": Queries.ALL}], ids=["norms", "sums"])

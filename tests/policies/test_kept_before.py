@@ -9,13 +9,11 @@ import torch
 
 from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base.distinctness import is_kept_before
 from star_kv_sglang.policies.base.interface import Observation
-from star_kv_sglang.policies.base.settings import PolicySettings
 from star_kv_sglang.triton_ops.dispatch import get_ops
 from tests.policies.by_hand import standing_out
-from tests.policies.prefill import PARAMS
+from tests.policies.prefill import make_policy
 
 NUM_LAYERS, WINDOW = 3, 4
 GRID = (4, 5)
@@ -58,7 +56,7 @@ def two_screenshots(seed: int, *, before: tuple[int, int] = GRID, num_left: int 
 
 def best_first(name: str, seen: Observation, **settings: Any) -> list[list[int]]:
     """Places of the new screenshot in the order of a policy's scores, [layer]."""
-    scores = policy_class(name)(PolicySettings(PARAMS, **settings)).score(seen).calibrated
+    scores = make_policy(name, **settings).score(seen).calibrated
     return scores[:, seen.frame(0, 1)].argsort(dim=1, descending=True, stable=True).tolist()
 
 

@@ -9,19 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from star_kv_sglang.policies import policy_class
 from star_kv_sglang.policies.base import distinctness
 from star_kv_sglang.policies.base.grid import is_beside_peak
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores
-from star_kv_sglang.policies.base.settings import PolicySettings
-from tests.policies.prefill import NUM_LAYERS, PARAMS, Prefill, watched
+from tests.policies.prefill import NUM_LAYERS, Prefill, make_policy, watched
 
 
-def lasting(name: str, run: Prefill) -> tuple[Observation, PolicyScores, torch.Tensor]:
-    policy = policy_class(name)(PolicySettings(PARAMS))
+def stored_scores(name: str, run: Prefill) -> tuple[Observation, PolicyScores, torch.Tensor]:
+    policy = make_policy(name)
     _, seen = watched(policy, run)
     scored = policy.score(seen)
-    return seen, scored, policy.lasting(seen, scored)
+    again = scored.for_pruning_again
+    return seen, scored, scored.calibrated if again is None else again
 
 
 def shown_by_hand(seen: Observation, request: int, index: int, layer: int) -> int:
@@ -51,7 +50,7 @@ def spiky(seed: int) -> Prefill:
 
 @pytest.mark.parametrize("name", ["star", "distinct"])
 def test_a_token_s_place_counts_in_what_its_screenshot_shows(name: str) -> None:
-    seen, scored, stored = lasting(name, spiky(1))
+    seen, scored, stored = stored_scores(name, spiky(1))
     counts = set()
     for request, layout in enumerate(seen.layouts):
         for index, frame in enumerate(layout.frames):
@@ -66,17 +65,19 @@ def test_a_token_s_place_counts_in_what_its_screenshot_shows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["star", "distinct"])
-def test_what_is_remembered_is_not_computed_again(name: str) -> None:
-    policy = policy_class(name)(PolicySettings(PARAMS))
+def test_what_is_stored_is_not_computed_again(name: str) -> None:
+    policy = make_policy(name)
     _, before = watched(policy, spiky(5))
-    scored = policy.score(before)
-    stored = policy.lasting(before, scored)
-    seen = replace(before, remembered=frozenset({(0, 0), (1, 1)}))
-    again = policy.lasting(seen, scored)
+    # Scoring may write to the attention.
+    attention = None if before.attention is None else before.attention.clone()
+    seen = replace(before, skip_storing=frozenset({(0, 0), (1, 1)}), attention=attention)
+    stored = policy.score(before).for_pruning_again
+    again = policy.score(seen).for_pruning_again
+    assert stored is not None and again is not None
     for request, layout in enumerate(seen.layouts):
         for index in range(len(layout.frames)):
             span = seen.frame(request, index)
-            if (request, index) in seen.remembered:
+            if (request, index) in seen.skip_storing:
                 assert not again[:, span].any()
             else:
                 assert torch.equal(again[:, span], stored[:, span])
@@ -91,24 +92,23 @@ def test_what_lies_beside_a_peak_is_found_once(name: str, monkeypatch: pytest.Mo
         return is_beside_peak(scores, *place)
 
     monkeypatch.setattr(distinctness, "is_beside_peak", find)
-    seen, _, _ = lasting(name, spiky(6))
+    seen, _, _ = stored_scores(name, spiky(6))
     assert len(looked_at) == len(set(looked_at)) == sum(len(layout.frames) for layout in seen.layouts)
-    assert not seen.beside_peak, "and is not kept longer than that"
 
 
 def test_a_screenshot_of_larger_activations_is_worth_no_more() -> None:
     run = spiky(2)
-    _, _, stored = lasting("distinct", run)
-    _, _, scaled = lasting("distinct", replace(run, hidden=run.hidden * 8))
+    _, _, stored = stored_scores("distinct", run)
+    _, _, scaled = stored_scores("distinct", replace(run, hidden=run.hidden * 8))
     assert torch.allclose(stored, scaled, rtol=1e-4)
 
 
 def test_other_policies_store_what_the_prompt_said() -> None:
-    _, scored, stored = lasting("star-paper", Prefill.random(3))
+    _, scored, stored = stored_scores("star-paper", Prefill.random(3))
     assert stored is scored.calibrated
 
 
 def test_a_blank_screenshot_has_finite_scores() -> None:
     run = Prefill.random(4)
-    _, _, stored = lasting("distinct", replace(run, hidden=torch.zeros_like(run.hidden)))
+    _, _, stored = stored_scores("distinct", replace(run, hidden=torch.zeros_like(run.hidden)))
     assert stored.isfinite().all()

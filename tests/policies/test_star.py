@@ -7,9 +7,7 @@ import torch
 
 from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.settings import PolicySettings
-from star_kv_sglang.policies.star import Policy
-from tests.policies.prefill import PARAMS, Prefill, watched
+from tests.policies.prefill import Prefill, make_policy, watched
 
 
 def prompt(num_shown: int) -> PromptLayout:
@@ -30,20 +28,20 @@ def prompt(num_shown: int) -> PromptLayout:
     ],
 )
 def test_a_question_has_a_share_where_several_screenshots_are_new(shown: int, known: int, share: float) -> None:
-    policy = Policy(PolicySettings(PARAMS))
+    policy = make_policy("star")
     layout, state = prompt(shown), TrajectoryState(num_frames=known)
     assert policy.question_share(layout, state) == share
     assert policy.observes(layout, state) is (share > 0)
 
 
 def test_a_share_that_is_set_holds_for_every_prompt() -> None:
-    policy = Policy(PolicySettings(PARAMS, question_share=0.25))
+    policy = make_policy("star", question_share=0.25)
     assert policy.question_share(prompt(1), TrajectoryState()) == 0.25
     assert policy.observes(prompt(1), TrajectoryState())
 
 
 def test_no_attention_is_computed_where_no_question_has_a_share() -> None:
-    policy = Policy(PolicySettings(PARAMS, question_share=0.0))
+    policy = make_policy("star", question_share=0.0)
     _, seen = watched(policy, Prefill.random(1))
     assert seen.attention is None
     assert policy.score(seen).calibrated.isfinite().all()
@@ -51,7 +49,7 @@ def test_no_attention_is_computed_where_no_question_has_a_share() -> None:
 
 def test_screenshots_that_were_scored_are_known_to_the_next_prompt() -> None:
     """The first request was sent whole and takes the published scorer's state; the second brought one screenshot."""
-    policy = Policy(PolicySettings(PARAMS))
+    policy = make_policy("star")
     _, seen = watched(policy, Prefill.random(1))
     whole, single = policy.score(seen).states
     assert (whole.num_frames, whole.step) == (3, 1) and whole.mi_ema is not None
@@ -63,7 +61,7 @@ def test_what_a_request_keeps_does_not_depend_on_the_batch() -> None:
     run = Prefill.random(2)
     scores = []
     for share in (None, 0.0):
-        policy = Policy(PolicySettings(PARAMS, question_share=share))
+        policy = make_policy("star", question_share=share)
         plan, seen = watched(policy, run)
         first = plan.requests[0].layout.num_live
         scores.append(policy.score(seen).calibrated[:, first:])

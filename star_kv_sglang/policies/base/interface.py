@@ -7,20 +7,23 @@ for all. Layouts are those of ``triton_ops/LAYOUT.md``: L layers, G key heads, R
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from star_kv_sglang.algorithm.layout import PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.settings import PolicySettings
+from star_kv_sglang.policies.base.params import PolicyParams
 
 if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
+
+
+P = TypeVar("P", bound=PolicyParams)
 
 
 class Queries(Enum):
@@ -29,7 +32,7 @@ class Queries(Enum):
     NONE = "none"
     """Nobody's; nothing is computed."""
     WINDOW = "window"
-    """The prompt's last queries, `ScorerParams.observation_window` of them."""
+    """The prompt's last queries, `KVPolicy.observation_window` of them."""
     AFTER_SCREENSHOT = "after screenshot"
     """All of the prompt's queries behind its last screenshot, as far as this prefill computes them."""
     ALL = "all"
@@ -74,8 +77,9 @@ class Observation:
             the heads, for `Queries.ALL`; None for `Queries.NONE` and where `KVPolicy.observes` no prompt of the batch.
             The policy may write to it.
         ops: Kernels or references.
-        remembered: Request and index of each screenshot whose scores are stored already, for good.
-        settled: Request and index of each screenshot that loses nothing now, whose scores nobody will read.
+        skip_scoring: Request and index of each screenshot that loses nothing now, whose scores nobody will read.
+        skip_storing: Request and index of each screenshot whose scores for pruning again are stored already, for good.
+        wants_storing: Scores are stored, so that tokens can be pruned again without a query.
     """
 
     layouts: Sequence[PromptLayout]
@@ -89,15 +93,9 @@ class Observation:
     frame_norms: torch.Tensor
     attention: torch.Tensor | None
     ops: Ops
-    remembered: Set[tuple[int, int]] = frozenset()
-    settled: Set[tuple[int, int]] = frozenset()
-
-    @cached_property
-    def beside_peak(self) -> dict[tuple[int, int], torch.Tensor]:
-        """Which tokens lie beside a local maximum, float32 [L, V], of screenshots by request and index: whoever finds
-        it leaves it here for what is asked next.
-        """
-        return {}
+    skip_scoring: Set[tuple[int, int]] = frozenset()
+    skip_storing: Set[tuple[int, int]] = frozenset()
+    wants_storing: bool = False
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -113,6 +111,13 @@ class Observation:
         if self.attention is None:
             raise RuntimeError("no queries of this batch were observed, but the policy asks for their attention")
         return self.attention
+
+    def scored_frames(self) -> Iterator[tuple[int, int]]:
+        """Request and index of each screenshot that has live tokens, was observed, and whose scores somebody reads."""
+        for request, layout in enumerate(self.layouts):
+            for index, frame in enumerate(layout.frames):
+                if frame.num_live and layout.window and (request, index) not in self.skip_scoring:
+                    yield request, index
 
     def past(self, request: int) -> slice:
         """Packed range of a request's tokens before its window; empty where it was not observed."""
@@ -134,11 +139,15 @@ class PolicyScores:
             Only private visual tokens are ever dropped, whatever the others' scores.
         layer_mean: float32 [N], what screenshots compete by.
         states: The state that each request leaves behind.
+        for_pruning_again: float32 [U, N], what tokens compete by, over all branches, when they are pruned again and no
+            query is there; None for ``calibrated``. Nobody reads what it says of screenshots in
+            `Observation.skip_storing`.
     """
 
     calibrated: torch.Tensor
     layer_mean: torch.Tensor
     states: Sequence[TrajectoryState]
+    for_pruning_again: torch.Tensor | None = None
 
     @classmethod
     def of(cls, calibrated: torch.Tensor, seen: Observation) -> PolicyScores:
@@ -146,11 +155,11 @@ class PolicyScores:
         return cls(calibrated, calibrated.mean(dim=0), seen.states)
 
 
-class KVPolicy(ABC):
+class KVPolicy(ABC, Generic[P]):
     """A policy.
 
     Args:
-        settings: What the user chose.
+        params: Its parameters.
 
     Attributes:
         queries: Whose attention it needs.
@@ -176,8 +185,18 @@ class KVPolicy(ABC):
                 "sums of attention are kept for it; drop per_head, or what needs them"
             )
 
-    def __init__(self, settings: PolicySettings) -> None:
-        self.settings = settings
+    def __init__(self, params: P) -> None:
+        self.params = params
+
+    @property
+    def observation_window(self) -> int:
+        """Queries at a prompt's end that observe, at most; 1 for a policy without such a parameter."""
+        return getattr(self.params, "observation_window", 1)
+
+    @property
+    def pool_width(self) -> int:
+        """Width of the average pooling of attention over tokens; 1 for a policy without such a parameter."""
+        return getattr(self.params, "pool_width", 1)
 
     def observes(self, layout: PromptLayout, state: TrajectoryState) -> bool:
         """Whether a prompt's queries matter, where the policy wants some: what nobody looks at is not computed."""
@@ -186,15 +205,4 @@ class KVPolicy(ABC):
 
     @abstractmethod
     def score(self, seen: Observation) -> PolicyScores:
-        """Score every live token of the batch."""
-
-    def lasting(self, seen: Observation, scored: PolicyScores) -> torch.Tensor:
-        """What tokens compete by, over all branches, when they are pruned again and no query is there.
-
-        Asked after `score`, of the same observation. Nobody reads what it says of screenshots that are remembered.
-
-        Returns:
-            float32 [U, N]; the prompt's own scores unless a policy knows better ones.
-        """
-        del seen
-        return scored.calibrated
+        """Score every live token of the batch, now and for pruning it again."""
