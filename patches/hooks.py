@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _NUM_GPUS = 1
 """Tensor parallelism is refused."""
-_MOST_WORKSPACE = 10
-"""At most this part of the pool's memory is left for scoring: a small pool holds no prompts that need more."""
 
 
 def around_forward_batch_generation(
@@ -57,10 +55,9 @@ def after_profile_available_bytes(result: int, kvc: KVCacheConfigurator, pre_mod
     config = kvc.model_config
     # The resolved size: ``kvc.server_args`` is what the user asked for, where it is not set.
     num_tokens = config.context_len + max(get_schedule().chunked_prefill_size, 0)
-    workspace = runtime.get().memory.workspace_bytes(
-        kvc.layer_info.num_effective_layers, num_tokens, num_groups=config.get_num_kv_heads(_NUM_GPUS)
+    return result - runtime.get().memory.reserve(
+        result, kvc.layer_info.num_effective_layers, num_tokens, num_groups=config.get_num_kv_heads(_NUM_GPUS)
     )
-    return result - min(workspace, result // _MOST_WORKSPACE)
 
 
 def after_init_running_status(result: None, scheduler: Scheduler) -> None:

@@ -30,7 +30,12 @@ class TrajectoryState:
     temperature_ema: torch.Tensor | None = None
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What takes memory."""
+        tensors = (self.mi_ema, self.pattern_ema, self.stability, self.temperature_ema)
+        return tuple(tensor for tensor in tensors if tensor is not None)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes held by the tensors."""
-        tensors = (self.mi_ema, self.pattern_ema, self.stability, self.temperature_ema)
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)

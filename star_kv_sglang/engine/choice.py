@@ -78,7 +78,7 @@ def choose(
 
     Args:
         plan: The batch.
-        scored: Its scores.
+        scored: Scores of its requests that are scored.
         split: How segments share a budget.
         frame_floor: Least share of a segment that stays, while the budget allows.
         page_size: Quotas are multiples of it.
@@ -86,19 +86,19 @@ def choose(
     """
     spans, indptr, budgets, floors = [], [0], [], []
     first = 0
-    for one in plan.requests:
-        for segment, start in zip(one.segments, one.segment_starts, strict=True):
+    for request in plan.scored:
+        for segment, start in zip(request.segments, request.segment_starts, strict=True):
             spans.append((first + start, first + start + segment.num_live))
         indptr.append(len(spans))
-        budgets.append(one.quota)
+        budgets.append(request.quota)
         if split is Split.BY_SCORE:
-            floors += segment_floors(one, frame_floor, page_size)
+            floors += segment_floors(request, frame_floor, page_size)
         else:
-            floors += equal_shares(one.segments, one.quota, page_size)
-        window = slice(first + one.layout.num_past, first + one.layout.num_live)
+            floors += equal_shares(request.segments, request.quota, page_size)
+        window = slice(first + request.layout.num_past, first + request.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
-        first += one.layout.num_live
+        first += request.layout.num_live
     if not spans:
         return [Choice((), 0, None, state) for state in scored.states]
     device = scored.layer_mean.device
@@ -116,7 +116,10 @@ def choose(
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
     ranking = Ranking(best, spans, HostCopy.start(quotas))
-    return [Choice(one.segments, indptr[r], ranking, scored.states[r]) for r, one in enumerate(plan.requests)]
+    return [
+        Choice(request.segments, indptr[index], ranking, scored.states[index])
+        for index, request in enumerate(plan.scored)
+    ]
 
 
 def segment_floors(plan: RequestPlan, frame_floor: float, page_size: int) -> list[int]:

@@ -25,6 +25,8 @@ SLACK = 50
 """A step of the tree-wide budget leaves a 50th of it free, so that not every prompt needs one."""
 SHRINK_STEP = 100
 """Least part of the pool that is freed at once when it runs short."""
+MOST_WORKSPACE = 10
+"""At most this part of the pool's memory is left for scoring: a small pool holds no prompts that need more."""
 FLOATS_PER_UNIT = 8
 """Values for each live token and unit that scoring holds at its peak beside the window's attention: offsets and norms
 of the tokens, fused and calibrated scores, their order."""
@@ -45,11 +47,15 @@ class MemoryPlan:
     Args:
         config: What is pruned, and whether it is pruned again.
         policy: What has to be remembered of each slot.
+
+    Attributes:
+        room: Live tokens that can be scored together; None until SGLang sizes its pool.
     """
 
     def __init__(self, config: PolicyConfig, policy: KVPolicy[Any]) -> None:
         self._config = config
         self._policy = policy
+        self.room: int | None = None
 
     def side_pools(self, kv_dtype: torch.dtype, *, num_groups: int) -> SidePoolKinds:
         """Which side pools there are.
@@ -85,9 +91,29 @@ class MemoryPlan:
         """
         if not self._config.prunes:
             return 0
+        return num_tokens * self._workspace_per_token(num_layers, num_groups)
+
+    def reserve(self, available: int, num_layers: int, num_tokens: int, *, num_groups: int) -> int:
+        """Leave room for scoring beside the pool.
+
+        Args:
+            available: Bytes for the pool and this room.
+            num_layers: Layers with K and V.
+            num_tokens: Live tokens that a batch may have together.
+            num_groups: Key heads of a layer.
+
+        Returns:
+            Bytes of the room, a tenth of what there is at most.
+        """
+        wanted = self.workspace_bytes(num_layers, num_tokens, num_groups=num_groups)
+        reserved = min(wanted, available // MOST_WORKSPACE)
+        self.room = reserved // self._workspace_per_token(num_layers, num_groups)
+        return reserved
+
+    def _workspace_per_token(self, num_layers: int, num_groups: int) -> int:
         units = num_groups if self._policy.per_head else 1
         floats = num_groups + FLOATS_PER_UNIT * units
-        return num_layers * num_tokens * floats * torch.float32.itemsize
+        return num_layers * floats * torch.float32.itemsize
 
 
 class TreeMemory:

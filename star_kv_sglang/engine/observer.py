@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,25 @@ def rows_of(runs: Sequence[range], device: torch.device) -> Rows:
     if len(runs) == 1:
         return slice(runs[0].start, runs[0].stop)
     return torch.cat([torch.arange(run.start, run.stop) for run in runs]).to(device, non_blocking=True)
+
+
+def _of_the_scored(
+    plan: BatchPlan, kv_indices: torch.Tensor, kv_indptr: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slots and bounds of the requests that are scored; what was given where all are."""
+    if len(plan.scored) == len(plan.requests):
+        return kv_indices, kv_indptr
+    if not plan.scored:
+        return kv_indices[:0], kv_indptr[:1]
+    ends = list(accumulate(request.layout.num_live for request in plan.requests))
+    runs = [
+        range(end - request.layout.num_live, end)
+        for request, end in zip(plan.requests, ends, strict=True)
+        if request.layout.window and not request.left_whole
+    ]
+    bounds = list(accumulate((len(run) for run in runs), initial=0))
+    indptr = torch.tensor(bounds, dtype=torch.int32).to(kv_indptr.device, non_blocking=True)
+    return kv_indices[rows_of(runs, kv_indices.device)], indptr
 
 
 class Observer:
@@ -115,23 +135,24 @@ class Observer:
     ) -> None:
         device = out_cache_loc.device
         self._note_visual_tokens(plan, out_cache_loc)
-        plan.kv_indices, plan.kv_indptr = kv_indices, kv_indptr
         if self._pools.side.attention is not None:
             self._pools.side.attention[:, out_cache_loc.long()] = 0
-        if not plan.observed or not plan.wants_queries:
+        plan.kv_indices = kv_indices
+        plan.slots, plan.indptr = _of_the_scored(plan, kv_indices, kv_indptr)
+        if not plan.scored or not plan.wants_queries:
             return
         if self._queries not in (Queries.WINDOW, Queries.AFTER_SCREENSHOT):
             return
         num_groups = self._pools.keys[0].shape[1]
         plan.group_scores = torch.empty(
-            (len(self._pools.keys), num_groups, len(kv_indices)), dtype=torch.float32, device=device
+            (len(self._pools.keys), num_groups, len(plan.slots)), dtype=torch.float32, device=device
         )
         runs, indptr, first = [], [0], 0
-        for one in plan.requests:
-            last = first + one.new_end - one.new_start
-            if one.layout.window:
-                runs.append(range(last - one.layout.window, last))
-            indptr.append(indptr[-1] + one.layout.window)
+        for request in plan.requests:
+            last = first + request.new_end - request.new_start
+            if request.layout.window and not request.left_whole:
+                runs.append(range(last - request.layout.window, last))
+                indptr.append(indptr[-1] + request.layout.window)
             first = last
         self._window_rows = rows_of(runs, device)
         self._query_indptr = torch.tensor(indptr, dtype=torch.int32).to(device, non_blocking=True)
@@ -140,13 +161,13 @@ class Observer:
         """Record which token of its screenshot every new slot holds."""
         runs, offsets, first = [], [], 0
         self._frame_sizes = []
-        for one in plan.requests:
-            for frame in one.new_frames:
-                start, end = max(frame.start, one.new_start), min(frame.end, one.new_end)
-                runs.append(range(first + start - one.new_start, first + end - one.new_start))
+        for request in plan.requests:
+            for frame in request.new_frames:
+                start, end = max(frame.start, request.new_start), min(frame.end, request.new_end)
+                runs.append(range(first + start - request.new_start, first + end - request.new_start))
                 self._frame_sizes.append(end - start)
                 offsets.append(torch.arange(start - frame.start, end - frame.start, dtype=torch.int16))
-            first += one.new_end - one.new_start
+            first += request.new_end - request.new_start
         device = out_cache_loc.device
         self._visual_rows = rows_of(runs, device) if runs else None
         self._centre_ids = self._frame_indptr = None
@@ -204,24 +225,24 @@ class Observer:
     def _score_keys(
         self, plan: BatchPlan, layer: int, query: torch.Tensor, sm_scale: float, log_sums: torch.Tensor | None
     ) -> None:
-        if plan.kv_indices is None or plan.kv_indptr is None:
+        if plan.kv_indices is None or plan.slots is None or plan.indptr is None:
             return
         attention = self._pools.side.attention
         if attention is not None:
             with stage("all_queries"):
-                sizes = [(one.new_end - one.new_start, one.layout.num_live) for one in plan.requests]
+                sizes = [(request.new_end - request.new_start, request.layout.num_live) for request in plan.requests]
                 keys = self._pools.keys[layer]
                 add_attention(query, keys, plan.kv_indices.long(), sizes, sm_scale, attention[layer])
         if plan.group_scores is None or self._window_rows is None or self._query_indptr is None:
             return
-        layouts = [one.layout for one in plan.requests]
+        layouts = [request.layout for request in plan.scored]
         with stage("window_scores"):
             self.ops.window_scores(
                 query[self._window_rows],
                 self._query_indptr,
                 self._pools.keys[layer],
-                plan.kv_indices,
-                plan.kv_indptr,
+                plan.slots,
+                plan.indptr,
                 sm_scale=sm_scale,
                 pool_width=self._pool_width,
                 max_window=max(layout.window for layout in layouts),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,7 @@ class RequestPlan:
         stored_frames: Indices of the screenshots all of whose scores are stored.
         uncut_frames: Indices of the screenshots that lose nothing after this forward where all keep the same share:
             they are shared, or hold no more than theirs.
+        left_whole: It is not scored although its prompt ends: there is no memory left for it beside its batch.
     """
 
     req: Req
@@ -56,6 +58,7 @@ class RequestPlan:
     budget: float
     stored_frames: frozenset[int] = frozenset()
     uncut_frames: frozenset[int] = frozenset()
+    left_whole: bool = False
 
 
 @dataclass
@@ -64,23 +67,45 @@ class BatchPlan:
 
     Attributes:
         requests: One plan for each request.
-        wants_queries: The policy looks at the queries of one of them.
-        group_scores: Attention of the windows, filled layer by layer during the forward, float32 [num_layers, G, N];
-            None when no window observes.
-        kv_indices: Slots of the live tokens, [N]; set when the forward begins.
-        kv_indptr: int32 [R + 1].
+        wants_queries: The policy looks at the queries of one that is scored.
+        group_scores: Attention of the windows of those that are scored, filled layer by layer during the forward,
+            float32 [num_layers, G, N]; None when no window observes.
+        kv_indices: Slots of the live tokens of all requests, packed; set when the forward begins.
+        slots: Of those that are scored, [N]; set when the forward begins.
+        indptr: int32 [S + 1], their bounds in ``slots``.
     """
 
     requests: Sequence[RequestPlan]
     wants_queries: bool = True
     group_scores: torch.Tensor | None = None
     kv_indices: torch.Tensor | None = None
-    kv_indptr: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    indptr: torch.Tensor | None = None
 
-    @property
-    def observed(self) -> bool:
-        """Whether any request has a window."""
-        return any(plan.layout.window for plan in self.requests)
+    @cached_property
+    def scored(self) -> Sequence[RequestPlan]:
+        """The requests that are scored behind this forward, S of them: their prompts end, and there is room."""
+        return [request for request in self.requests if request.layout.window and not request.left_whole]
+
+
+def within_room(requests: Sequence[RequestPlan], room: int) -> list[RequestPlan]:
+    """Leave prompts whole that cannot be scored beside those before them.
+
+    A chunk of new tokens may bring many branches with long cached histories, and scoring takes memory for all of their
+    live tokens. One that is left whole now is pruned behind its next turn.
+
+    Args:
+        requests: A batch, in its order.
+        room: Live tokens for which there is memory.
+    """
+    fitting = []
+    for request in requests:
+        if request.layout.window:
+            fits = request.layout.num_live <= room
+            room -= request.layout.num_live if fits else 0
+            request = request if fits else replace(request, left_whole=True)
+        fitting.append(request)
+    return fitting
 
 
 def plan_request(

@@ -36,6 +36,7 @@ class PolicyEngine(CacheListener):
         scheduler: Its queue exists.
         counters: What has happened so far.
         faults: Where faults are counted.
+        room: Live tokens that can be scored together.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class PolicyEngine(CacheListener):
         scheduler: Scheduler,
         counters: PolicyCounters,
         faults: FaultLog,
+        *,
+        room: int,
     ) -> None:
         rows = RowHoles()
         self._prunes = config.prunes
@@ -56,7 +59,9 @@ class PolicyEngine(CacheListener):
         self._telemetry = Telemetry(
             tree, scheduler, counters, faults, trace_dir=config.trace_dir, on_gpu=parts.pools.keys[0].is_cuda
         )
-        self._scoring = Scoring(config, policy, parts, tree, self._requests, self._sharing, rows, counters, faults)
+        self._scoring = Scoring(
+            config, policy, parts, tree, self._requests, self._sharing, rows, counters, faults, room=room
+        )
         self._pruning = Pruning(config, parts, tree, self._requests, self._sharing, rows, self._telemetry, faults)
         rules = TreeRules(
             config.frame_floor, config.branch_floor, config.recency_weight, current_last=config.current_last

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
 from star_kv_sglang.config import PolicyConfig
@@ -15,7 +18,34 @@ from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.engine.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.radix_cache import TreeNode
+
 logger = logging.getLogger(__name__)
+
+
+def keep_newest_pattern(tree: StarRadixCache, path: Sequence[TreeNode], *, private_from: int) -> None:
+    """Drop the running patterns that the last prompt of a path continues, where nobody else can.
+
+    A pattern has a number for each layer, key head and token of a screenshot, and every prompt's end has a state. What
+    is private has one user, whose newest prompt carries the pattern on. Where a fork is known, at a shared node, a
+    pinned one, or one that a request which waits has in common, everything stays: each branch inherits it whole. A
+    branch that forks from a private node all the same, as by rewriting an earlier turn, finds the history pruned, and
+    inherits the rest of the state: its pattern begins anew with its next screenshot.
+
+    Args:
+        tree: The tree.
+        path: Nodes from the root's child down to the end of the prompt.
+        private_from: Nodes that end behind this position are used by this branch only.
+    """
+    if tree.extra(path[-1]).state is None:
+        return
+    for node in reversed(path[:-1]):
+        if tree.end_of(node) <= private_from:
+            return
+        extra = tree.extra(node)
+        if extra.state is not None and extra.state.pattern_ema is not None:
+            extra.state = replace(extra.state, pattern_ema=None)
 
 
 class Pruning:
@@ -99,6 +129,7 @@ class Pruning:
     def _prune(self, stored: Stored, record: RequestRecord, scored: ScoredPrompt) -> None:
         pools, counters = self._parts.pools, self._telemetry.counters
         private_from = self._sharing.private_from(stored.path, stored.req)
+        keep_newest_pattern(self._tree, stored.path, private_from=private_from)
         with stage("prune"):
             kept = scored.choice.kept()
             pruned = prune_path(self._tree, stored, kept, pools, self._parts.ops, private_from=private_from)

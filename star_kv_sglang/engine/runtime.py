@@ -62,12 +62,19 @@ class Runtime:
         """The scheduler's queues exist: the engine can be built.
 
         Raises:
-            RuntimeError: SGLang has built no attention backend of ours, or not our tree.
+            RuntimeError: SGLang has sized no pool, built no attention backend of ours, or not our tree.
         """
-        if self._parts is None or self._tree is None:
-            raise RuntimeError("SGLang's scheduler is there before its model and tree; its order of building changed")
+        if self._parts is None or self._tree is None or self.memory.room is None:
+            raise RuntimeError("SGLang's scheduler is there before its pool, model and tree; its order has changed")
         self._engine = PolicyEngine(
-            self.config, self._policy, self._parts, self._tree, scheduler, self._counters, self._faults
+            self.config,
+            self._policy,
+            self._parts,
+            self._tree,
+            scheduler,
+            self._counters,
+            self._faults,
+            room=self.memory.room,
         )
 
     @property

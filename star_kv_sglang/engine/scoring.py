@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,7 @@ from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.choice import Choice, choose
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.model_parts import ModelParts
-from star_kv_sglang.engine.observer import rows_of
-from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request
+from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request, within_room
 from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.engine.records import RequestRecord, Requests, ScoredPrompt
 from star_kv_sglang.engine.row_holes import RowHoles
@@ -40,6 +38,7 @@ class Scoring:
         rows: Learn the holes of the batch's rows.
         counters: Count prompts.
         faults: A fault costs the batch its pruning only.
+        room: Live tokens for which there is memory to score them together.
     """
 
     def __init__(
@@ -53,6 +52,8 @@ class Scoring:
         rows: RowHoles,
         counters: PolicyCounters,
         faults: FaultLog,
+        *,
+        room: int,
     ) -> None:
         self._config = config
         self._policy = policy
@@ -63,6 +64,7 @@ class Scoring:
         self._rows = rows
         self._counters = counters
         self._faults = faults
+        self._room = room
         self._split = Split(config.frame_split) if config.frame_split else policy.split
 
     def begin(self, batch: ScheduleBatch) -> BatchPlan | None:
@@ -80,10 +82,10 @@ class Scoring:
         if plan is None:
             return
         self._parts.observer.plan = None
-        if not plan.observed or plan.kv_indices is None or plan.kv_indptr is None:
+        if not plan.scored or plan.kv_indices is None or plan.slots is None or plan.indptr is None:
             return
         with self._faults.guard("scoring a batch", "its prompts stay unpruned"):
-            self._score(plan, plan.kv_indices, plan.kv_indptr)
+            self._score(plan, plan.slots.long(), plan.indptr)
 
     def _plan(self, batch: ScheduleBatch) -> BatchPlan | None:
         decoding = set(batch.decoding_reqs or ())
@@ -106,8 +108,10 @@ class Scoring:
                     plans.append(self._plan_request(req, paths[req], end - length, end))
         if len(plans) < len(rows) or not any(plan.layout.frames for plan in plans):
             return None
-        asked = any(plan.layout.window and self._policy.observes(plan.layout, plan.state) for plan in plans)
-        return BatchPlan(plans, wants_queries=asked)
+        plan = BatchPlan(within_room(plans, self._room))
+        self._counters.num_prompts_left_whole += sum(request.left_whole for request in plan.requests)
+        plan.wants_queries = any(self._policy.observes(request.layout, request.state) for request in plan.scored)
+        return plan
 
     def _plan_request(self, req: Req, path: list[TreeNode], start: int, end: int) -> RequestPlan:
         record = self._requests.of(req)
@@ -130,12 +134,12 @@ class Scoring:
         """Share of a request's private visual tokens that stay: its own, or the server's."""
         return self._config.budget if record.params.budget is None else record.params.budget
 
-    def _score(self, plan: BatchPlan, kv_indices: torch.Tensor, kv_indptr: torch.Tensor) -> None:
+    def _score(self, plan: BatchPlan, slots: torch.Tensor, indptr: torch.Tensor) -> None:
         with stage("fuse"):
-            seen = self._observation(plan, kv_indices.long(), kv_indptr)
+            seen = self._observation(plan, slots, indptr)
             scored, corrupt = without_nan(self._policy.score(seen), seen)
         with stage("store"):
-            self._store_scores(plan, seen, scored)
+            self._store_scores(seen, scored)
         with stage("select"):
             if self._config.token_budget is not None:
                 choices = [Choice((), 0, None, state) for state in scored.states]
@@ -148,27 +152,26 @@ class Scoring:
                     page_size=self._tree.page_size,
                     ops=self._parts.ops,
                 )
-        for index, (request, choice) in enumerate(zip(plan.requests, choices, strict=True)):
-            if request.layout.window:
-                self._counters.num_scored_prompts += 1
-                self._requests.set_scored(request.req, ScoredPrompt(choice, corrupt, index))
+        self._counters.num_scored_prompts += len(choices)
+        for index, (request, choice) in enumerate(zip(plan.scored, choices, strict=True)):
+            self._requests.set_scored(request.req, ScoredPrompt(choice, corrupt, index))
 
-    def _observation(self, plan: BatchPlan, slots: torch.Tensor, kv_indptr: torch.Tensor) -> Observation:
+    def _observation(self, plan: BatchPlan, slots: torch.Tensor, indptr: torch.Tensor) -> Observation:
         pools = self._parts.pools
         summed = pools.side.attention
         wants_storing = pools.side.scores is not None
         skip_scoring, skip_storing = set[tuple[int, int]](), set[tuple[int, int]]()
-        for index, request in enumerate(plan.requests):
+        for index, request in enumerate(plan.scored):
             stored = request.stored_frames if self._policy.scores_once else frozenset()
             # A screenshot's first scores are stored, whether it loses something now or not.
             unread = request.uncut_frames & stored if wants_storing else request.uncut_frames
             skip_storing |= {(index, frame) for frame in stored}
             skip_scoring |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
         return Observation(
-            layouts=[request.layout for request in plan.requests],
-            states=[request.state for request in plan.requests],
-            budgets=[request.budget for request in plan.requests],
-            kv_indptr=kv_indptr,
+            layouts=[request.layout for request in plan.scored],
+            states=[request.state for request in plan.scored],
+            budgets=[request.budget for request in plan.scored],
+            kv_indptr=indptr,
             slots=slots,
             keys=pools.keys,
             values=pools.values,
@@ -181,7 +184,7 @@ class Scoring:
             wants_storing=wants_storing,
         )
 
-    def _store_scores(self, plan: BatchPlan, seen: Observation, scored: PolicyScores) -> None:
+    def _store_scores(self, seen: Observation, scored: PolicyScores) -> None:
         """Remember the score of each token of the prompts that were observed, so that it can be pruned again without a
         query.
         """
@@ -192,15 +195,6 @@ class Scoring:
         if scored.for_pruning_again is not None:
             scores = torch.where(scored.for_pruning_again.isnan(), scores, scored.for_pruning_again)
         slots = seen.slots
-        ends = list(accumulate(request.layout.num_live for request in plan.requests))
-        runs = [
-            range(end - request.layout.num_live, end)
-            for request, end in zip(plan.requests, ends, strict=True)
-            if request.layout.window
-        ]
-        if len(runs) < len(ends):
-            observed = rows_of(runs, slots.device)
-            slots, scores = slots[observed], scores[:, observed]
         scores = scores.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
         if self._policy.scores_once:
             scores = torch.where(side.segment_ids[slots] == 0, scores, side.scores[:, slots])

@@ -25,6 +25,8 @@ class PolicyCounters:
         num_prunes: Prompts after which something was pruned.
         num_pruned_tokens: Slots that were freed by pruning.
         num_scored_prompts: Prompts that were scored.
+        num_prompts_left_whole: Prompts that were not scored, and not pruned this turn, because together with the others
+            of their batch they have more live tokens than there is memory for.
         num_skipped_segments: Segments that had changed, or had become shared, between choice and prune.
         num_budget_steps: Times that the private nodes had to be brought below the tree-wide budget.
         num_budget_evicted_tokens: Slots of leaves that were dropped because pruning did not suffice for it.
@@ -42,6 +44,7 @@ class PolicyCounters:
     num_prunes: int = 0
     num_pruned_tokens: int = 0
     num_scored_prompts: int = 0
+    num_prompts_left_whole: int = 0
     num_skipped_segments: int = 0
     num_budget_steps: int = 0
     num_budget_evicted_tokens: int = 0
@@ -131,23 +134,28 @@ class TreeCensus:
         num_shared_tokens: Those in nodes that more than one branch can use.
         num_private_tokens: The rest.
         num_hole_tokens: Positions of nodes without a slot.
+        num_state_bytes: Memory of what branches remember of their trajectories; what several share counts once.
     """
 
     num_live_tokens: int
     num_shared_tokens: int
     num_private_tokens: int
     num_hole_tokens: int
+    num_state_bytes: int
 
 
 def take_census(tree: StarRadixCache) -> TreeCensus:
     """Count the tree's slots."""
     live = shared = holes = 0
+    tensors: dict[int, int] = {}
     for node in tree.nodes():
         extra, num_live = tree.extra(node), tree.num_live(node)
         live += num_live
         holes += extra.num_holes
         shared += num_live if extra.shared else 0
-    return TreeCensus(live, shared, live - shared, holes)
+        if extra.state is not None:
+            tensors |= {id(tensor): tensor.numel() * tensor.element_size() for tensor in extra.state.tensors}
+    return TreeCensus(live, shared, live - shared, holes, sum(tensors.values()))
 
 
 def tree_sizes(tree: StarRadixCache, counters: PolicyCounters) -> dict[str, int]:

@@ -106,9 +106,8 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settin
     ]
 
 
-def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tuple[BatchPlan, Observation]:
-    """What a policy is told of the prefill."""
-    ops = get_ops("reference")
+def pools_of(policy: KVPolicy[Any], run: Prefill) -> KVPools:
+    """Pools that hold the prefill's keys and values, and what the policy wants recorded."""
     num_slots = int(run.slots.max()) + 1
     keys, values = torch.zeros(2, NUM_LAYERS, num_slots, NUM_GROUPS, HEAD_DIM)
     keys[:, run.slots], values[:, run.slots] = run.key, run.value
@@ -120,10 +119,14 @@ def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tu
         units_per_layer=NUM_GROUPS if policy.per_head else 1,
         with_attention=policy.queries is Queries.ALL,
     )
-    pools = KVPools(list(keys), list(values), side, per_head=policy.per_head)
-    observer = Observer(
-        pools, PARAMS.pool_width, ops, FaultLog(PolicyCounters()), queries=policy.queries, norms=policy.norms
-    )
+    return KVPools(list(keys), list(values), side, per_head=policy.per_head)
+
+
+def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tuple[BatchPlan, Observation]:
+    """What a policy is told of the prefill."""
+    ops, pools = get_ops("reference"), pools_of(policy, run)
+    side, faults = pools.side, FaultLog(PolicyCounters())
+    observer = Observer(pools, policy.pool_width, ops, faults, queries=policy.queries, norms=policy.norms)
     plans, first = [], 0
     if chunk is not None:
         observe(observer, BatchPlan([planned(PROMPTS[0], 0, 0, chunk)]), run, torch.arange(chunk), run.slots[:chunk])
@@ -137,12 +140,12 @@ def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tu
         first += one.new_end
     observe(observer, plan, run, torch.cat(rows), run.slots)
     summed = side.attention
-    assert plan.kv_indptr is not None
+    assert plan.indptr is not None
     seen = Observation(
         layouts=[one.layout for one in plans],
         states=[one.state for one in plans],
         budgets=[one.budget for one in plans],
-        kv_indptr=plan.kv_indptr,
+        kv_indptr=plan.indptr,
         slots=run.slots,
         keys=pools.keys,
         values=pools.values,
