@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from star_kv_sglang.cpu_mode.activation import cpu_environment, enable, is_enabled
 from star_kv_sglang.cpu_mode.arguments import (
-    DEFAULT_POOL_TOKENS,
     cpu_engine_kwargs,
     given_flags,
     missing_cpu_arguments,
@@ -16,7 +15,6 @@ from star_kv_sglang.cpu_mode.machine import is_gpu_present
 from star_kv_sglang.cpu_mode.quiet import leave_out_log_lines
 
 __all__ = [
-    "DEFAULT_POOL_TOKENS",
     "CpuModeError",
     "cpu_engine_kwargs",
     "cpu_environment",
