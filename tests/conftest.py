@@ -48,20 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what takes long begin first, and keep a file on one process, as many fixtures are the file's.
-
-    With xdist (``--dist loadgroup --no-loadscope-reorder``) the short files fill the end. The engine tests have smaller
-    groups of their own.
-    """
-    from star_kv_sglang import cpu_mode
-
+    """Let the files that take long begin first; with xdist's ``--no-loadscope-reorder`` the short ones fill the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    if cpu_mode.is_gpu_present():
-        return
-    for item in items:
-        if "tests/engine" not in str(item.path):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
 
 
 def _take_a_gpu(workerinput: dict[str, Any]) -> None:
