@@ -85,9 +85,9 @@ def signature_of(found: Iterable[ast.AST]) -> str | None:
     if not functions:
         return None
     parameters = functions[-1].args
-    for one in ast.walk(parameters):
-        if isinstance(one, ast.arg):
-            one.annotation = None
+    for parameter in ast.walk(parameters):
+        if isinstance(parameter, ast.arg):
+            parameter.annotation = None
     return f"({ast.unparse(parameters)})"
 
 

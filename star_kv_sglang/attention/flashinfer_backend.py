@@ -85,33 +85,9 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
         if holes is not None:
             if seq_lens_cpu is None or spec_info is not None:
                 raise PageTableError("a decode step over pruned rows came without its lengths, or with a page table")
-            num_rows, padded = len(holes), len(req_pool_indices)
-            live_lens_cpu = seq_lens_cpu.to(torch.int64).clone()
-            longest = int(live_lens_cpu[:num_rows].max())
-            live_lens_cpu[:num_rows] -= holes
-            num_live = int(live_lens_cpu[:num_rows].sum())
-            total = int(live_lens_cpu.sum())
-            if wrapper.is_cuda_graph_enabled:
-                kv_indices = wrapper._paged_kv_indices_buf
-            else:
-                kv_indices = torch.empty(total, dtype=torch.int32, device=kv_indptr.device)
-            with profiled("page_table"):
-                self._parts.ops.page_table(
-                    self._rows,
-                    req_pool_indices[:num_rows],
-                    paged_kernel_lens[:num_rows],
-                    max_seq_len=longest,
-                    kv_indptr=kv_indptr[: num_rows + 1],
-                    kv_indices=kv_indices,
-                )
-            if padded > num_rows:
-                # A graph's padding rows read the padding slot, as in stock SGLang.
-                kv_indices[num_live:total] = 0
-                kv_indptr[num_rows + 1 : padded + 1] = kv_indptr[num_rows] + torch.cumsum(
-                    paged_kernel_lens[num_rows:padded], dim=0
-                )
-            spec_info = SimpleNamespace(kv_indptr=kv_indptr[: padded + 1], kv_indices=kv_indices)
-            seq_lens_cpu, paged_kernel_lens_sum = live_lens_cpu, total
+            spec_info, seq_lens_cpu, paged_kernel_lens_sum = self._live_plan(
+                holes, wrapper, paged_kernel_lens, kv_indptr, seq_lens_cpu, req_pool_indices
+            )
         super().call_begin_forward(
             wrapper,
             paged_kernel_lens,
@@ -124,6 +100,49 @@ class StarDecodeUpdater(FlashInferIndicesUpdaterDecode):
             req_pool_indices=req_pool_indices,
             **kwargs,
         )
+
+    def _live_plan(
+        self,
+        holes: torch.Tensor,
+        wrapper: Any,
+        lens: torch.Tensor,
+        kv_indptr: torch.Tensor,
+        seq_lens_cpu: torch.Tensor,
+        req_pool_indices: torch.Tensor,
+    ) -> tuple[SimpleNamespace, torch.Tensor, int]:
+        """Page table of a step over rows with holes, in the form in which SGLang takes one, live lengths and their sum.
+
+        Args:
+            holes: int64 [R], of each row; a graph has padding rows behind them.
+            wrapper: FlashInfer's; a graph's has a page table of its own to write to.
+            lens: Of all rows, on the device.
+            kv_indptr: int32, at least one more than there are rows; written to.
+            seq_lens_cpu: Of all rows.
+            req_pool_indices: Their rows in SGLang's table.
+        """
+        num_rows, padded = len(holes), len(req_pool_indices)
+        live_lens = seq_lens_cpu.to(torch.int64).clone()
+        longest = int(live_lens[:num_rows].max())
+        live_lens[:num_rows] -= holes
+        num_live, total = int(live_lens[:num_rows].sum()), int(live_lens.sum())
+        if wrapper.is_cuda_graph_enabled:
+            kv_indices = wrapper._paged_kv_indices_buf
+        else:
+            kv_indices = torch.empty(total, dtype=torch.int32, device=kv_indptr.device)
+        with profiled("page_table"):
+            self._parts.ops.page_table(
+                self._rows,
+                req_pool_indices[:num_rows],
+                lens[:num_rows],
+                max_seq_len=longest,
+                kv_indptr=kv_indptr[: num_rows + 1],
+                kv_indices=kv_indices,
+            )
+        if padded > num_rows:
+            # A graph's padding rows read the padding slot, as in stock SGLang.
+            kv_indices[num_live:total] = 0
+            kv_indptr[num_rows + 1 : padded + 1] = kv_indptr[num_rows] + torch.cumsum(lens[num_rows:padded], dim=0)
+        return SimpleNamespace(kv_indptr=kv_indptr[: padded + 1], kv_indices=kv_indices), live_lens, total
 
 
 class StarFlashInferBackend(FlashInferAttnBackend):

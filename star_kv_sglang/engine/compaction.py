@@ -100,14 +100,16 @@ def prune_targets(
         HalfPrunedError: Tokens were moved, some or all, and the tree does not know. Any other error has changed
             nothing.
     """
-    spans = list(pairwise(accumulate((one.segment.num_live for one in targets), initial=0)))
+    spans = list(pairwise(accumulate((target.segment.num_live for target in targets), initial=0)))
     ranges = torch.tensor(spans, dtype=torch.int32).to(slots.device, non_blocking=True)
-    quotas = torch.tensor([one.num_keep for one in targets], dtype=torch.int32).to(slots.device, non_blocking=True)
+    quotas = torch.tensor([target.num_keep for target in targets], dtype=torch.int32).to(
+        slots.device, non_blocking=True
+    )
     table = pools.table
     # From here on tokens move: whatever fails leaves some where nobody looks for them.
     with committing():
         ops.compact(table, slots, ranges, quotas, kept)
-        return tree.punch_all([(one.node, one.segment, one.num_keep) for one in targets])
+        return tree.punch_all([(target.node, target.segment, target.num_keep) for target in targets])
 
 
 @dataclass
@@ -152,18 +154,18 @@ def prune_path(
             chosen.append(choice.chosen)
     if not targets:
         return done
-    slots = torch.cat([target_slots(tree, one) for one in targets])
+    slots = torch.cat([target_slots(tree, target) for target in targets])
     packed = torch.full((chosen[0].shape[0], len(slots)), -1, dtype=torch.int32, device=slots.device)
     start = 0
-    for one, tokens in zip(targets, chosen, strict=True):
-        packed[:, start : start + one.num_keep] = tokens + start
-        done.segments.append((one.segment, slots[start : start + one.num_keep]))
-        start += one.segment.num_live
+    for target, tokens in zip(targets, chosen, strict=True):
+        packed[:, start : start + target.num_keep] = tokens + start
+        done.segments.append((target.segment, slots[start : start + target.num_keep]))
+        start += target.segment.num_live
     done.num_freed = len(prune_targets(tree, targets, slots, packed, pools, ops))
     if stored.has_row:
         with committing():
-            for one in targets:
-                punch_row(tree, stored.req, one)
+            for target in targets:
+                punch_row(tree, stored.req, target)
     return done
 
 

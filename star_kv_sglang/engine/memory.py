@@ -1,30 +1,15 @@
-"""Memory: what a policy takes beside K and V, and what the tree gives back when it holds too much."""
+"""Memory that a policy takes beside K and V: for each slot, and to score a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 
-from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.config import PolicyConfig
-from star_kv_sglang.engine.faults import FaultLog
-from star_kv_sglang.engine.ranges import stage
-from star_kv_sglang.engine.row_holes import RowHoles
-from star_kv_sglang.engine.sharing import PromptSharing
-from star_kv_sglang.engine.stats import PolicyCounters
-from star_kv_sglang.engine.tree_budget import Cut, TreeBudget
 from star_kv_sglang.policies.base.interface import KVPolicy, Queries
 
-if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req
-
-SLACK = 50
-"""A step of the tree-wide budget leaves a 50th of it free, so that not every prompt needs one."""
-SHRINK_STEP = 100
-"""Least part of the pool that is freed at once when it runs short."""
 MOST_WORKSPACE = 10
 """At most this part of the pool's memory is left for scoring: a small pool holds no prompts that need more."""
 FLOATS_PER_UNIT = 8
@@ -114,79 +99,3 @@ class MemoryPlan:
         units = num_groups if self._policy.per_head else 1
         floats = num_groups + FLOATS_PER_UNIT * units
         return num_layers * floats * torch.float32.itemsize
-
-
-class TreeMemory:
-    """Cuts scored segments again: for the tree-wide budget, and when the pool runs short.
-
-    Args:
-        config: The budget, and whether shrinking comes before eviction.
-        tree: What is cut.
-        budget: Chooses and cuts; None where nothing is pruned twice.
-        sharing: Which requests wait.
-        rows: Learn the holes of running requests.
-        counters: Count what was freed.
-        faults: A fault before the first move costs the cut only.
-    """
-
-    def __init__(
-        self,
-        config: PolicyConfig,
-        tree: StarRadixCache,
-        budget: TreeBudget | None,
-        sharing: PromptSharing,
-        rows: RowHoles,
-        counters: PolicyCounters,
-        faults: FaultLog,
-    ) -> None:
-        self._config = config
-        self._tree = tree
-        self._budget = budget
-        self._sharing = sharing
-        self._rows = rows
-        self._counters = counters
-        self._faults = faults
-
-    def hold_budget(self, running: Sequence[Req]) -> None:
-        """Bring the private nodes below the tree-wide budget, if they are above it.
-
-        Args:
-            running: Requests whose rows may change now.
-        """
-        limit, sharing, counters = self._config.token_budget, self._tree.sharing, self._counters
-        if limit is None or self._budget is None or sharing.private_size <= limit:
-            return
-        target, cut = limit - limit // SLACK, Cut()
-        with stage("budget"), self._faults.guard("cutting to the token budget", "leaves are dropped instead"):
-            cut = self._budget.reduce_private(target, running=running, waiting=self._sharing.waiting())
-        for req, num_holes in cut.holes:
-            self._rows.add(req.kv.req_pool_idx, num_holes)
-        counters.num_budget_steps += 1
-        counters.num_pruned_tokens += cut.num_freed
-        if sharing.private_size > limit:
-            with stage("budget"):
-                excess = sharing.private_size - target
-                counters.num_budget_evicted_tokens += self._tree.eviction.drop_leaves(excess, private_only=True)
-        counters.num_budget_misses += sharing.private_size > limit
-
-    def shrink(self, num_tokens: int, *, rank: Any) -> int:
-        """Prune what no request holds and does not rank higher, down to the floors, before leaves are dropped.
-
-        Args:
-            num_tokens: Slots that are wanted.
-            rank: Nodes whose eviction rank is higher stay as they are.
-
-        Returns:
-            Slots that were freed.
-        """
-        if self._budget is None or not self._config.shrink_before_evict or num_tokens <= 0:
-            return 0
-        wanted = max(num_tokens, self._tree.token_to_kv_pool_allocator.size // SHRINK_STEP)
-        cut = Cut()
-        with stage("shrink"), self._faults.guard("shrinking before eviction", "leaves are dropped instead"):
-            cut = self._budget.shrink_unused(wanted, waiting=self._sharing.waiting(), rank=rank)
-        counters = self._counters
-        counters.num_shrinks += cut.num_freed > 0
-        counters.num_shrunk_tokens += cut.num_freed
-        counters.num_avoided_evictions += cut.num_freed >= num_tokens
-        return cut.num_freed

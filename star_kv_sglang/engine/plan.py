@@ -149,15 +149,7 @@ def plan_request(
         FrameSpan(min(live.before(f.start), past_end), min(live.before(min(f.end, end)), past_end), f.rows, f.cols)
         for f in shown
     )
-    segments: tuple[Segment, ...] = ()
-    if window:
-        held = held_length(tree, RadixKey(req.get_fill_ids(), req.extra_key, cache_salt=req.cache_salt))
-        # What the tree holds beyond this request's own path came from another one since it was matched.
-        from_others = held if held > in_tree else 0
-        private_from = max(tree.sharing.shared_until(path), peer_prefix_len, from_others)
-        aligned_end = end // tree.page_size * tree.page_size
-        upcoming = segments_between(shown, in_tree, aligned_end, tree.page_size)
-        segments = tuple(s for s in (*known, *upcoming) if s.start >= private_from and s.core_len)
+    segments = _private_segments(tree, req, path, shown, end, peer_prefix_len) if window else ()
     quota = visual_quota(segments, budget)
     return RequestPlan(
         req=req,
@@ -175,6 +167,20 @@ def plan_request(
     )
 
 
+def _private_segments(
+    tree: StarRadixCache, req: Req, path: Sequence[TreeNode], frames: Sequence[Frame], end: int, peer_prefix_len: int
+) -> tuple[Segment, ...]:
+    """Segments that may be pruned when the prompt is in the tree, those that it brings too."""
+    in_tree = req.kv.cache_protected_len
+    held = held_length(tree, RadixKey(req.get_fill_ids(), req.extra_key, cache_salt=req.cache_salt))
+    # What the tree holds beyond this request's own path came from another one since it was matched.
+    from_others = held if held > in_tree else 0
+    private_from = max(tree.sharing.shared_until(path), peer_prefix_len, from_others)
+    known = (segment for node in path for segment in tree.extra(node).segments)
+    upcoming = segments_between(frames, in_tree, end // tree.page_size * tree.page_size, tree.page_size)
+    return tuple(segment for segment in (*known, *upcoming) if segment.start >= private_from and segment.core_len)
+
+
 def stored_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree: int) -> frozenset[int]:
     """Indices of the frames whose scores are all stored.
 
@@ -188,7 +194,8 @@ def stored_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree: in
     return frozenset(
         index
         for index, frame in enumerate(frames)
-        if frame.end <= in_tree and not any(one.start < frame.end and one.end > frame.start for one in unscored)
+        if frame.end <= in_tree
+        and not any(segment.start < frame.end and segment.end > frame.start for segment in unscored)
     )
 
 
@@ -202,7 +209,7 @@ def equal_shares(segments: Sequence[Segment], quota: int, page_size: int) -> lis
 def uncut_frames(frames: Sequence[Frame], segments: Sequence[Segment], quota: int, page_size: int) -> frozenset[int]:
     """Indices of the frames no segment of which holds more than its equal share: whatever their scores, all stays."""
     shares = equal_shares(segments, quota, page_size)
-    cut = {one.frame.start for one, share in zip(segments, shares, strict=True) if share < one.num_live}
+    cut = {segment.frame.start for segment, share in zip(segments, shares, strict=True) if share < segment.num_live}
     return frozenset(index for index, frame in enumerate(frames) if frame.start not in cut)
 
 

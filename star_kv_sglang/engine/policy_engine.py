@@ -5,20 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
-from star_kv_sglang.config import PolicyConfig
-from star_kv_sglang.engine.faults import FaultLog
-from star_kv_sglang.engine.memory import TreeMemory
-from star_kv_sglang.engine.model_parts import ModelParts
+from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.plan import BatchPlan
 from star_kv_sglang.engine.pruning import Pruning
 from star_kv_sglang.engine.records import Requests
-from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.scoring import Scoring
 from star_kv_sglang.engine.sharing import PromptSharing
-from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.engine.telemetry import Telemetry
-from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
-from star_kv_sglang.policies.base.interface import KVPolicy
+from star_kv_sglang.engine.tree_memory import TreeMemory
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -29,46 +23,19 @@ class PolicyEngine(CacheListener):
     """Plans, scores and prunes: one method for each thing that happens to a batch or a request.
 
     Args:
-        config: The configuration.
-        policy: Scores.
-        parts: The model's pools, and what attention is told.
-        tree: Its listener is this engine from now on.
+        context: What the engine's parts share. The listener of its tree is this engine from now on.
         scheduler: Its queue exists.
-        counters: What has happened so far.
-        faults: Where faults are counted.
-        room: Live tokens that can be scored together.
     """
 
-    def __init__(
-        self,
-        config: PolicyConfig,
-        policy: KVPolicy[Any],
-        parts: ModelParts,
-        tree: StarRadixCache,
-        scheduler: Scheduler,
-        counters: PolicyCounters,
-        faults: FaultLog,
-        *,
-        room: int,
-    ) -> None:
-        rows = RowHoles()
-        self._prunes = config.prunes
-        self._tree = tree
-        self._requests = Requests(parts.merge_size, faults)
-        self._sharing = PromptSharing(tree, self._requests, scheduler, counters, pinned_share=config.pinned_share)
-        self._telemetry = Telemetry(
-            tree, scheduler, counters, faults, trace_dir=config.trace_dir, on_gpu=parts.pools.keys[0].is_cuda
-        )
-        self._scoring = Scoring(
-            config, policy, parts, tree, self._requests, self._sharing, rows, counters, faults, room=room
-        )
-        self._pruning = Pruning(config, parts, tree, self._requests, self._sharing, rows, self._telemetry, faults)
-        rules = TreeRules(
-            config.frame_floor, config.branch_floor, config.recency_weight, current_last=config.current_last
-        )
-        budget = TreeBudget(tree, parts.pools, parts.ops, rules) if config.prunes_again else None
-        self._memory = TreeMemory(config, tree, budget, self._sharing, rows, counters, faults)
-        tree.listener = self
+    def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
+        self._prunes = context.config.prunes
+        self._requests = Requests(context.parts.merge_size, context.faults)
+        self._sharing = PromptSharing(context, self._requests, scheduler)
+        self._telemetry = Telemetry(context, scheduler)
+        self._scoring = Scoring(context, self._requests, self._sharing)
+        self._pruning = Pruning(context, self._requests, self._sharing, self._telemetry)
+        self._memory = TreeMemory(context, self._sharing)
+        context.tree.listener = self
 
     def note_scheduled(self, batch: ScheduleBatch) -> None:
         """A batch will run next: its prompts no longer wait."""

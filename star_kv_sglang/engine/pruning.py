@@ -8,13 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
-from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.compaction import prune_path
-from star_kv_sglang.engine.faults import FaultLog, committing
-from star_kv_sglang.engine.model_parts import ModelParts
+from star_kv_sglang.engine.context import EngineContext
+from star_kv_sglang.engine.faults import committing
 from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.engine.records import RequestRecord, Requests, ScoredPrompt
-from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.engine.telemetry import Telemetry
 
@@ -52,35 +50,22 @@ class Pruning:
     """Prunes prompts, one at a time, before their first decode step.
 
     Args:
-        config: The budget.
-        parts: What moves.
-        tree: What is pruned.
+        context: What the engine's parts share.
         requests: What was chosen for each prompt.
         sharing: What others can use too.
-        rows: Learn the holes of requests that go on.
         telemetry: Is told what was kept.
-        faults: A fault before the first move costs the prompt its pruning only.
     """
 
     def __init__(
-        self,
-        config: PolicyConfig,
-        parts: ModelParts,
-        tree: StarRadixCache,
-        requests: Requests,
-        sharing: PromptSharing,
-        rows: RowHoles,
-        telemetry: Telemetry,
-        faults: FaultLog,
+        self, context: EngineContext, requests: Requests, sharing: PromptSharing, telemetry: Telemetry
     ) -> None:
-        self._config = config
-        self._parts = parts
-        self._tree = tree
+        self._context = context
+        self._tree = context.tree
+        self._counters = context.counters
+        self._faults = context.faults
         self._requests = requests
         self._sharing = sharing
-        self._rows = rows
         self._telemetry = telemetry
-        self._faults = faults
 
     def prune(self, stored: Stored) -> bool:
         """Prune the private segments of a prompt, keep its prefix whole where it asks for it.
@@ -117,7 +102,7 @@ class Pruning:
         if not scored.is_corrupt():
             self._tree.extra(stored.path[-1]).state = scored.choice.state
             return
-        counters = self._telemetry.counters
+        counters = self._counters
         if not counters.num_recency_fallbacks:
             logger.warning(
                 "request %s: its scores are not a number; its newest tokens are kept, and what is known of its "
@@ -127,17 +112,17 @@ class Pruning:
         counters.num_recency_fallbacks += 1
 
     def _prune(self, stored: Stored, record: RequestRecord, scored: ScoredPrompt) -> None:
-        pools, counters = self._parts.pools, self._telemetry.counters
+        parts, counters = self._context.parts, self._counters
         private_from = self._sharing.private_from(stored.path, stored.req)
         keep_newest_pattern(self._tree, stored.path, private_from=private_from)
         with stage("prune"):
             kept = scored.choice.kept()
-            pruned = prune_path(self._tree, stored, kept, pools, self._parts.ops, private_from=private_from)
+            pruned = prune_path(self._tree, stored, kept, parts.pools, parts.ops, private_from=private_from)
         counters.num_skipped_segments += pruned.num_skipped
         if pruned.num_freed:
             if stored.has_row:
-                self._rows.add(stored.req.kv.req_pool_idx, pruned.num_freed)
+                self._context.rows.add(stored.req.kv.req_pool_idx, pruned.num_freed)
             counters.num_prunes += 1
             counters.num_pruned_tokens += pruned.num_freed
-        budget = self._config.budget if record.params.budget is None else record.params.budget
-        self._telemetry.write_trace(stored, record, pruned.segments, pools.side, budget)
+        budget = self._context.budget_of(record.params)
+        self._telemetry.write_trace(stored, record, pruned.segments, parts.pools.side, budget)

@@ -88,8 +88,8 @@ def check_native_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
     _refuse_misplaced(set(_ours(body)) - set(known), "at the top level", IN_NATIVE_BODY)
     _refuse_misplaced(_ours(_mapping(body.get(CUSTOM))), f'in "{CUSTOM}" at the top level', IN_NATIVE_BODY)
     given = body.get(SAMPLING)
-    for one in given if isinstance(given, list) else [given]:
-        sampling = _mapping(one)
+    for sample in given if isinstance(given, list) else [given]:
+        sampling = _mapping(sample)
         _refuse_misplaced(_ours(sampling), f'in "{SAMPLING}"', IN_NATIVE_BODY)
         RequestParams.of(sampling.get(CUSTOM))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.memory import MemoryPlan
 from star_kv_sglang.engine.model_parts import ModelParts
@@ -51,9 +52,16 @@ class Runtime:
         return self._parts
 
     def build_tree(self, params: CacheInitParams) -> StarRadixCache:
-        """The tree, with a ledger of scored segments where these are pruned more than once."""
-        ledger = SegmentLedger() if self.config.prunes_again else None
-        if ledger is not None and self._parts is not None:
+        """The tree, with a ledger of scored segments where these are pruned more than once.
+
+        Raises:
+            RuntimeError: SGLang has built no attention backend of ours.
+        """
+        if self._parts is None:
+            raise RuntimeError("SGLang builds its tree before its attention; its order has changed")
+        ledger = None
+        if self.config.prunes_again:
+            ledger = SegmentLedger()
             ledger.slot_ids = self._parts.pools.side.segment_ids
         self._tree = StarRadixCache(params, ledger=ledger)
         return self._tree
@@ -66,16 +74,10 @@ class Runtime:
         """
         if self._parts is None or self._tree is None or self.memory.room is None:
             raise RuntimeError("SGLang's scheduler is there before its pool, model and tree; its order has changed")
-        self._engine = PolicyEngine(
-            self.config,
-            self._policy,
-            self._parts,
-            self._tree,
-            scheduler,
-            self._counters,
-            self._faults,
-            room=self.memory.room,
+        context = EngineContext(
+            self.config, self._policy, self._parts, self._tree, self._counters, self._faults, self.memory.room
         )
+        self._engine = PolicyEngine(context, scheduler)
 
     @property
     def engine(self) -> PolicyEngine:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.cache.radix_cache import StarRadixCache
-from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.choice import Choice, choose
-from star_kv_sglang.engine.faults import FaultLog
-from star_kv_sglang.engine.model_parts import ModelParts
+from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request, within_room
 from star_kv_sglang.engine.ranges import stage
-from star_kv_sglang.engine.records import RequestRecord, Requests, ScoredPrompt
-from star_kv_sglang.engine.row_holes import RowHoles
+from star_kv_sglang.engine.records import Requests, ScoredPrompt
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.sharing import PromptSharing
-from star_kv_sglang.engine.stats import PolicyCounters
-from star_kv_sglang.policies.base.interface import KVPolicy, Observation, PolicyScores, Split
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores, Split
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -29,43 +24,23 @@ class Scoring:
     """Decides for every prompt of a batch what each layer keeps of it.
 
     Args:
-        config: Budget, window, floors.
-        policy: Scores.
-        parts: What the model leaves behind.
-        tree: What is known of the prompts' prefixes.
+        context: What the engine's parts share.
         requests: Take what was decided.
         sharing: What other requests will use stays whole.
-        rows: Learn the holes of the batch's rows.
-        counters: Count prompts.
-        faults: A fault costs the batch its pruning only.
-        room: Live tokens for which there is memory to score them together.
     """
 
-    def __init__(
-        self,
-        config: PolicyConfig,
-        policy: KVPolicy[Any],
-        parts: ModelParts,
-        tree: StarRadixCache,
-        requests: Requests,
-        sharing: PromptSharing,
-        rows: RowHoles,
-        counters: PolicyCounters,
-        faults: FaultLog,
-        *,
-        room: int,
-    ) -> None:
+    def __init__(self, context: EngineContext, requests: Requests, sharing: PromptSharing) -> None:
+        config, self._policy = context.config, context.policy
+        self._context = context
         self._config = config
-        self._policy = policy
-        self._parts = parts
-        self._tree = tree
+        self._parts = context.parts
+        self._tree = context.tree
+        self._rows = context.rows
+        self._counters = context.counters
+        self._faults = context.faults
         self._requests = requests
         self._sharing = sharing
-        self._rows = rows
-        self._counters = counters
-        self._faults = faults
-        self._room = room
-        self._split = Split(config.frame_split) if config.frame_split else policy.split
+        self._split = Split(config.frame_split) if config.frame_split else self._policy.split
 
     def begin(self, batch: ScheduleBatch) -> BatchPlan | None:
         """Note the batch's holes and, for a prefill, plan it, before its forward; None where nothing is scored."""
@@ -108,7 +83,7 @@ class Scoring:
                     plans.append(self._plan_request(req, paths[req], end - length, end))
         if len(plans) < len(rows) or not any(plan.layout.frames for plan in plans):
             return None
-        plan = BatchPlan(within_room(plans, self._room))
+        plan = BatchPlan(within_room(plans, self._context.room))
         self._counters.num_prompts_left_whole += sum(request.left_whole for request in plan.requests)
         plan.wants_queries = any(self._policy.observes(request.layout, request.state) for request in plan.scored)
         return plan
@@ -125,14 +100,10 @@ class Scoring:
             end=end,
             is_last_chunk=is_last_chunk,
             observation_window=self._policy.observation_window,
-            budget=self._budget_of(record),
+            budget=self._context.budget_of(record.params),
             peer_prefix_len=self._sharing.peer_prefix_len(req) if record.frames and is_last_chunk else 0,
             queries=self._policy.queries,
         )
-
-    def _budget_of(self, record: RequestRecord) -> float:
-        """Share of a request's private visual tokens that stay: its own, or the server's."""
-        return self._config.budget if record.params.budget is None else record.params.budget
 
     def _score(self, plan: BatchPlan, slots: torch.Tensor, indptr: torch.Tensor) -> None:
         with stage("fuse"):

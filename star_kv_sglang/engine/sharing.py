@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
+from star_kv_sglang.cache.radix_cache import Stored
+from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.records import RequestRecord, Requests
-from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.engine.waiting import WaitingPrompts
 
 if TYPE_CHECKING:
@@ -26,27 +26,17 @@ class PromptSharing:
     """Says which part of a prompt only its own branch can use.
 
     Args:
-        tree: Knows who uses which of its nodes.
+        context: What the engine's parts share.
         requests: Those that are in flight share what they have in common with a prompt.
         scheduler: Those in its queue do so too.
-        counters: Count prefixes that are kept whole.
-        pinned_share: Most of the pool that all of these may hold together.
     """
 
-    def __init__(
-        self,
-        tree: StarRadixCache,
-        requests: Requests,
-        scheduler: Scheduler,
-        counters: PolicyCounters,
-        *,
-        pinned_share: float,
-    ) -> None:
-        self._tree = tree
+    def __init__(self, context: EngineContext, requests: Requests, scheduler: Scheduler) -> None:
+        self._tree = context.tree
+        self._counters = context.counters
+        self._pinned_share = context.config.pinned_share
         self._requests = requests
         self._scheduler = scheduler
-        self._counters = counters
-        self._pinned_share = pinned_share
         self._prompts = WaitingPrompts()
 
     def scheduled(self, req: Req) -> RequestRecord:

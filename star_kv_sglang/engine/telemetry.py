@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
-from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.cache.radix_cache import Stored
+from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.ranges import measure_with
-from star_kv_sglang.engine.stats import KeptByAge, PolicyCounters, RequestUse, report, tree_sizes
+from star_kv_sglang.engine.stats import KeptByAge, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
 from star_kv_sglang.metrics.clock import StageClock
 from star_kv_sglang.metrics.publisher import Publisher
@@ -30,27 +30,15 @@ class Telemetry:
     """Counts and tells. What fails here costs nobody anything else.
 
     Args:
-        tree: Its sizes are told.
+        context: What the engine's parts share.
         scheduler: Its metrics are those beside which ours stand, where it has any.
-        counters: What has happened.
-        faults: Counts what fails here.
-        trace_dir: Folder of the files with what was kept, or None.
-        on_gpu: The stages run on a GPU.
     """
 
-    def __init__(
-        self,
-        tree: StarRadixCache,
-        scheduler: Scheduler,
-        counters: PolicyCounters,
-        faults: FaultLog,
-        *,
-        trace_dir: str | None,
-        on_gpu: bool,
-    ) -> None:
-        self.counters = counters
-        self._tree = tree
-        self._faults = faults
+    def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
+        counters, trace_dir = context.counters, context.config.trace_dir
+        self._counters = counters
+        self._tree = context.tree
+        self._faults = context.faults
         self._kept = KeptByAge()
         self._trace = PruneTrace(trace_dir) if trace_dir else None
         self._publisher: Publisher | None = None
@@ -60,26 +48,26 @@ class Telemetry:
             numbers = (name for name in asdict(counters) if name.startswith("num_"))
             self._publisher = Publisher(metrics.collector.labels, numbers)
             self._kept.keeps_new = True
-            self._clock = StageClock(on_gpu=on_gpu, observe=self._publisher.observe_stage)
+            self._clock = StageClock(on_gpu=context.parts.pools.keys[0].is_cuda, observe=self._publisher.observe_stage)
             measure_with(self._clock)
 
     def report(self) -> dict[str, Any]:
         """Census of the tree and counters, for the server's info page."""
         self.publish()
         times = None if self._clock is None else self._clock.totals
-        return report(self._tree, self.counters, self._kept, times)
+        return report(self._tree, self._counters, self._kept, times)
 
     def publish(self) -> None:
         """Bring the metrics up to date."""
         if self._publisher is not None and self._clock is not None:
             with self._faults.guard("publishing metrics", "they are incomplete"):
                 self._clock.collect()
-                gauges = tree_sizes(self._tree, self.counters)
-                self._publisher.publish(gauges, asdict(self.counters), self._kept.take_new())
+                gauges = tree_sizes(self._tree, self._counters)
+                self._publisher.publish(gauges, asdict(self._counters), self._kept.take_new())
 
     def note_private_size(self) -> None:
         """A forward begins: this is what private nodes hold."""
-        self.counters.peak_private_tokens = max(self.counters.peak_private_tokens, self._tree.sharing.private_size)
+        self._counters.peak_private_tokens = max(self._counters.peak_private_tokens, self._tree.sharing.private_size)
 
     def note_kept(self, stored: Stored, record: RequestRecord) -> None:
         """A scored prompt has been pruned."""

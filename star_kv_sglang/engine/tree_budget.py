@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 MAX_SEGMENTS_PER_STEP = 256
 """Most segments that one step cuts: each costs the host ten to twenty microseconds."""
 
-REACH = 1.5
-"""Where more segments compete than that, the threshold is the one of a larger excess, as many times larger as there are
-times more segments, and once more by this factor; those that lose most are cut, until the real excess is free."""
+EXCESS_FACTOR = 1.5
+"""Where more segments compete than `MAX_SEGMENTS_PER_STEP`, the threshold is that of a larger excess, so that fewer cut
+segments make up the real one. The excess grows as the number of segments does, and by this factor."""
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ class TreeBudget:
         total = int(contest.num_live.sum())
         if total <= contest.least:
             return Cut()
-        reach = REACH * len(contest.idents) / MAX_SEGMENTS_PER_STEP
-        if reach <= REACH:
+        factor = EXCESS_FACTOR * len(contest.idents) / MAX_SEGMENTS_PER_STEP
+        if factor <= EXCESS_FACTOR:
             return self._apply(contest, self._quotas(contest, total - excess), holders)
-        further = self._quotas(contest, total - math.ceil(reach * excess))
-        losses = contest.num_live - further
+        stricter = self._quotas(contest, total - math.ceil(factor * excess))
+        losses = contest.num_live - stricter
         order = np.argsort(-losses, kind="stable")
         cut = order[: int(np.searchsorted(np.cumsum(losses[order]), excess)) + 1]
         quotas = contest.num_live.copy()
-        quotas[cut] = further[cut]
+        quotas[cut] = stricter[cut]
         return self._apply(contest, quotas, holders)
 
     def _quotas(self, contest: Contest, budget: int) -> npt.NDArray[np.int64]:
@@ -178,28 +178,30 @@ class TreeBudget:
             targets.append(Target(node, segment, int(quotas[index])))
         if not targets:
             return Cut()
-        slots = torch.cat([target_slots(self._tree, one) for one in targets])
+        slots = torch.cat([target_slots(self._tree, target) for target in targets])
         kept = self._best(targets, slots)
-        rows = [(holders[one.node], one) for one in targets if one.node.lock_ref > 0]
+        rows = [(holders[target.node], target) for target in targets if target.node.lock_ref > 0]
         num_freed = len(prune_targets(self._tree, targets, slots, kept, self._pools, self._ops))
-        for one in targets:
-            self._tree.extra(one.node).num_cuts += 1
+        for target in targets:
+            self._tree.extra(target.node).num_cuts += 1
         holes: Counter[Req] = Counter()
         with committing():
-            for req, one in rows:
-                punch_row(self._tree, req, one)
-                holes[req] += one.segment.num_live - one.num_keep
+            for req, target in rows:
+                punch_row(self._tree, req, target)
+                holes[req] += target.segment.num_live - target.num_keep
         return Cut(num_freed, len(targets), tuple(holes.items()))
 
     def _best(self, targets: Sequence[Target], slots: torch.Tensor) -> torch.Tensor:
         """The tokens that each unit keeps of every target, packed as ``select_topn`` writes them."""
-        ends = np.cumsum([one.segment.num_live for one in targets])
+        ends = np.cumsum([target.segment.num_live for target in targets])
         starts = np.concatenate([[0], ends[:-1]])
         spans = torch.from_numpy(np.stack([starts, ends], axis=1).astype(np.int32)).to(slots.device, non_blocking=True)
-        quotas = torch.tensor([one.num_keep for one in targets], dtype=torch.int32).to(slots.device, non_blocking=True)
+        quotas = torch.tensor([target.num_keep for target in targets], dtype=torch.int32).to(
+            slots.device, non_blocking=True
+        )
         scores = self._scores[:, slots].float()
         best = torch.full(scores.shape, -1, dtype=torch.int32, device=slots.device)
-        longest = max(one.segment.num_live for one in targets)
+        longest = max(target.segment.num_live for target in targets)
         self._ops.select_topn(scores, spans, quotas, max_segment=longest, out=best)
         return best
 

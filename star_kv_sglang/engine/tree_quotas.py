@@ -71,14 +71,14 @@ def tree_quotas(
     """
     if budget <= contest.least or not contest.idents.size:
         return _with_branch_floors(contest, contest.floors, page_size)
-    race = _Race.prepare(contest, scores, slot_ids, page_size, ops)
+    search = _ThresholdSearch.prepare(contest, scores, slot_ids, page_size, ops)
     # The highest key known to keep too much; all keys lie above it and at most 16 steps away from what fits.
     low = torch.full((1,), LOWEST, dtype=torch.int32, device=scores.device)
     ways = torch.arange(1, WAYS + 1, dtype=torch.int32, device=scores.device)
     for step in STEPS:
-        too_many = race.totals(race.quotas(low + step * ways)) > budget
+        too_many = search.totals(search.quotas(low + step * ways)) > budget
         low = low + step * too_many.sum(dtype=torch.int32)
-    both = race.quotas(torch.cat([low, low + 1])).cpu().numpy()
+    both = search.quotas(torch.cat([low, low + 1])).cpu().numpy()
     next_best, chosen = both[0], both[1]
     won = _with_branch_floors(contest, chosen, page_size)
     # Tokens of equal score stand at the threshold: the rest of the budget goes to them, segment by segment.
@@ -105,8 +105,8 @@ def _with_branch_floors(contest: Contest, quotas: npt.NDArray[np.int64], page_si
 
 
 @dataclass(frozen=True)
-class _Race:
-    """The contest on the device.
+class _ThresholdSearch:
+    """What the segments keep above a threshold, on the device.
 
     Attributes:
         keys: int16 [U, n], scores as integers of the same order, segment after segment.
@@ -127,7 +127,9 @@ class _Race:
     ops: Ops
 
     @classmethod
-    def prepare(cls, contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, page_size: int, ops: Ops) -> _Race:
+    def prepare(
+        cls, contest: Contest, scores: torch.Tensor, slot_ids: torch.Tensor, page_size: int, ops: Ops
+    ) -> _ThresholdSearch:
         device = scores.device
 
         def upload(values: npt.NDArray[np.generic]) -> torch.Tensor:

@@ -110,7 +110,7 @@ class WaitingPrompts:
             req: The request.
             others: All that wait or are in flight; the request may be one of them.
         """
-        self._look({id(one): one for one in (req, *others)})
+        self._look({id(prompted): prompted for prompted in (req, *others)})
         run = self._known[id(req)].last
         while run.num_users < 2 and run.above is not None:
             run = run.above
@@ -120,7 +120,9 @@ class WaitingPrompts:
         """Drop the prompts that are gone, or whose request has another one now, and take in the new ones."""
         known = self._known
         gone = [
-            number for number, one in known.items() if (found := present.get(number)) is None or not one.is_of(found)
+            number
+            for number, prompt in known.items()
+            if (found := present.get(number)) is None or not prompt.is_of(found)
         ]
         for number in gone:
             self._remove(known.pop(number))
@@ -148,9 +150,9 @@ class WaitingPrompts:
             run = following
         return run
 
-    def _remove(self, one: _Known) -> None:
+    def _remove(self, prompt: _Known) -> None:
         """Take a prompt out, with the runs that only it has used."""
-        run: _Run | None = one.last
+        run: _Run | None = prompt.last
         lowest: _Run | None = None
         while run is not None:
             run.num_users -= 1
@@ -159,7 +161,7 @@ class WaitingPrompts:
             elif run.above is not None:
                 del run.above.below[int(run.tokens[0])]
             else:
-                del self._roots[one.extra_key, one.cache_salt]
+                del self._roots[prompt.extra_key, prompt.cache_salt]
             run = run.above
         if lowest is not None:
             _join_with_only(lowest)
@@ -193,9 +195,9 @@ def _join_with_only(run: _Run) -> None:
         run.above.below[int(following.tokens[0])] = following
 
 
-def _num_equal(one: Tokens, other: Tokens) -> int:
+def _num_equal(tokens: Tokens, other: Tokens) -> int:
     """Tokens that both begin with; one comparison at the speed of memory, however long they are."""
-    length = min(len(one), len(other))
-    differs = one[:length] != other[:length]
+    length = min(len(tokens), len(other))
+    differs = tokens[:length] != other[:length]
     first = int(differs.argmax())
     return first if differs[first] else length

@@ -51,9 +51,9 @@ def policy_keys(name: str) -> tuple[str, ...]:
         ValueError: There is no policy of that name.
     """
     keys = []
-    for one in fields(_module(name).Params):
-        nested = _nested(one.name)
-        keys += [one.name] if nested is None else [inner.name for inner in fields(nested)]
+    for param in fields(_module(name).Params):
+        nested = _nested(param.name)
+        keys += [param.name] if nested is None else [inner.name for inner in fields(nested)]
     return tuple(sorted(keys))
 
 
@@ -74,13 +74,13 @@ def policy_params(name: str, values: Mapping[str, Any]) -> PolicyParams:
         raise ConfigError(f"{name} has no parameter {', '.join(unknown)}; its parameters: {keys}")
     made: type[PolicyParams] = _module(name).Params
     given: dict[str, Any] = {}
-    for one in fields(made):
-        nested = _nested(one.name)
+    for param in fields(made):
+        nested = _nested(param.name)
         if nested is not None:
             inner = {field.name: values[field.name] for field in fields(nested) if field.name in values}
-            given[one.name] = _scorer(inner)
-        elif one.name in values:
-            given[one.name] = values[one.name]
+            given[param.name] = _scorer(inner)
+        elif param.name in values:
+            given[param.name] = values[param.name]
     return made(**given)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.architecture.imports import ROOT, Import, all_imports, source_files
@@ -109,3 +112,10 @@ def test_sglang_is_imported_only_where_it_is_extended(unit: str) -> None:
 def test_imports_are_absolute() -> None:
     """`triton_ops` and `patches` are mapped into the package: a relative import would hide where it leads."""
     assert [str(found) for found in IMPORTS if found.module.startswith(".")] == []
+
+
+@pytest.mark.parametrize("module", ["cache.sharing", "cache.node_extra", "cache.segments", "limits"])
+def test_plain_bookkeeping_needs_no_torch(module: str) -> None:
+    program = f"import sys, star_kv_sglang.{module}; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert answer.stdout.strip() == "False", answer.stderr

@@ -77,8 +77,6 @@ class Oracle:
         self.counts = dict.fromkeys(("splits", "seals", "reprunes", "evictions", "skips", "backoffs", "forks"), 0)
         self._now = 0
 
-    # -- reading -----------------------------------------------------------------------------------------------------
-
     def pages_of(self, salt: str | None, tokens: Sequence[int]) -> list[object]:
         """Names of the whole pages of a sequence."""
         size = self.page_size
@@ -220,8 +218,6 @@ class Oracle:
         live = [cell for cell in self.cells() if cell.page is not None]
         locked = sum(cell in locks for cell in live)
         return locked * self.page_size, (len(live) - locked) * self.page_size
-
-    # -- what happens to it ------------------------------------------------------------------------------------------
 
     def admit(self, name: str, salt: str | None, tokens: Sequence[int]) -> list[int | None]:
         """A request comes; returns the pages that it finds. The last token is always computed."""

@@ -113,8 +113,6 @@ class ShadowedWorld(TreeWorld):
                     assert cells[-1] not in shared, "what others can use was cut"
                     self.oracle.seal(cells, before, segment.num_live)
 
-    # -- comparison --------------------------------------------------------------------------------------------------
-
     def agree(self) -> None:
         """The tree and the oracle hold the same: owners of all slots, locks, segments, sizes, matches."""
         size, tree, oracle = self.page_size, self.tree, self.oracle

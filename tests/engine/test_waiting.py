@@ -124,8 +124,8 @@ def test_prompts_that_wait_and_those_in_flight_are_compared() -> None:
     queue, counters = [queued], PolicyCounters()
     requests = Requests(1, FaultLog(counters))
     tree = SimpleNamespace(sharing=SimpleNamespace(continue_branch=lambda node, length: None))
-    scheduler = SimpleNamespace(waiting_queue=queue)
-    sharing = PromptSharing(cast(Any, tree), requests, cast(Any, scheduler), counters, pinned_share=0.25)
+    context = SimpleNamespace(tree=tree, counters=counters, config=SimpleNamespace(pinned_share=0.25))
+    sharing = PromptSharing(cast(Any, context), requests, cast(Any, SimpleNamespace(waiting_queue=queue)))
     one = FakeRequest(array("q", [1, 2, 3, 5]), rid="one")
     for req in (running, one):
         sharing.scheduled(cast(Any, req))
