@@ -122,14 +122,17 @@ class StarRadixCache(HoledTree):
             for segment in extra.segments:
                 ledger.branch[segment.ident], ledger.last_turn[segment.ident] = branch, ledger.turn
 
-    def label_frames(self, path: Sequence[TreeNode], frames: Sequence[Frame]) -> None:
-        """Tell the nodes at the end of a path which frames they hold, where that is not yet known."""
+    def label_frames(self, path: Sequence[TreeNode], frames: Sequence[Frame]) -> list[TreeNode]:
+        """Tell the nodes at the end of a path which frames they hold, where that is not yet known; returns those."""
+        new: list[TreeNode] = []
         for node in reversed(path):
             extra = self._extras[node]
             if extra.labelled:
-                return
+                break
+            new.append(node)
             extra.segments = segments_between(frames, extra.start, extra.start + len(node.key), self.page_size)
             extra.labelled = True
+        return new
 
     def checkpoint(self, req: Req, *, up_to: int) -> None:
         """Store what a request has computed up to ``up_to``, then tell the listener: the policy prunes.

@@ -19,6 +19,7 @@ from star_kv_sglang.policies.base.interface import Norms, Queries
 if TYPE_CHECKING:
     from torch import nn
 
+    from star_kv_sglang.cache.segments import Segment
     from star_kv_sglang.triton_ops.dispatch import Ops
 
 
@@ -135,6 +136,7 @@ class Observer:
     ) -> None:
         device = out_cache_loc.device
         self._note_visual_tokens(plan, out_cache_loc)
+        plan.has_told_places = True
         if self._pools.side.attention is not None:
             self._pools.side.attention[:, out_cache_loc.long()] = 0
         plan.kv_indices = kv_indices
@@ -179,6 +181,19 @@ class Observer:
         if self._visual_rows is not None:
             self._visual_slots = out_cache_loc[self._visual_rows].long()
             self._pools.side.frame_offsets[:, self._visual_slots] = torch.cat(offsets).to(device, non_blocking=True)
+
+    def tell_places(self, slots: torch.Tensor, segment: Segment) -> None:
+        """Record which tokens of its screenshot the slots of a segment hold that no forward has told.
+
+        Their norms are not known: how they are ranked among each other says nothing.
+
+        Args:
+            slots: int64, of the whole segment, which has lost nothing.
+            segment: The segment.
+        """
+        first = segment.start - segment.frame.start
+        offsets = torch.arange(first, first + segment.end - segment.start, dtype=torch.int16)
+        self._pools.side.frame_offsets[:, slots] = offsets.to(slots.device, non_blocking=True)
 
     def observe_norms(self, layer: int, hidden: torch.Tensor) -> None:
         """Record the norms of the layer's input, or of its difference from each screenshot's mean.

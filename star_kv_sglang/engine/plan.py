@@ -73,6 +73,7 @@ class BatchPlan:
         kv_indices: Slots of the live tokens of all requests, packed; set when the forward begins.
         slots: Of those that are scored, [N]; set when the forward begins.
         indptr: int32 [S + 1], their bounds in ``slots``.
+        has_told_places: The side pools know which token of its screenshot every new slot holds.
     """
 
     requests: Sequence[RequestPlan]
@@ -81,6 +82,7 @@ class BatchPlan:
     kv_indices: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     indptr: torch.Tensor | None = None
+    has_told_places: bool = False
 
     @cached_property
     def scored(self) -> Sequence[RequestPlan]:

@@ -29,6 +29,7 @@ class PolicyEngine(CacheListener):
 
     def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
         self._prunes = context.config.prunes
+        self._observer = context.parts.observer
         self._requests = Requests(context.parts.merge_size, context.faults)
         self._sharing = PromptSharing(context, self._requests, scheduler)
         self._telemetry = Telemetry(context, scheduler)
@@ -62,7 +63,7 @@ class PolicyEngine(CacheListener):
 
     def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
         """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
-        tree.label_frames(stored.path, self._requests.of(stored.req).frames)
+        self._label(tree, stored)
         if not stored.ends_prompt:
             return
         if self._pruning.prune(stored) and not self._requests.any_scored:
@@ -70,6 +71,18 @@ class PolicyEngine(CacheListener):
             self._memory.hold_budget(self._requests.running())
         self._telemetry.tell(stored)
         self._telemetry.publish()
+
+    def _label(self, tree: StarRadixCache, stored: Stored) -> None:
+        """Tell new nodes what they hold, and older ones whose request could not read its screenshots."""
+        record = self._requests.of(stored.req)
+        if not record.knows_frames:
+            return
+        for node in tree.label_frames(stored.path, record.frames):
+            extra = tree.extra(node)
+            if self._prunes and (record.placed_from is None or extra.start < record.placed_from):
+                for segment in extra.segments:
+                    slots = node.value[segment.start - extra.start : segment.end - extra.start]
+                    self._observer.tell_places(slots, segment)
 
     def on_released(self, req: Req) -> None:
         """A request has ended, or was put back into the queue."""

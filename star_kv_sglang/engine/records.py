@@ -45,7 +45,10 @@ class RequestRecord:
 
     Attributes:
         frames: Its screenshots in order, read once: SGLang drops its inputs when it ends. Empty where reading failed.
+        knows_frames: They were read.
         params: What it says of itself.
+        placed_from: Position from which on its last forward has told the side pools what each slot holds of a
+            screenshot; None where it has not, because planning or observing it failed.
         in_flight: It was scheduled, and its prompt is not yet in the tree.
         running: Its prompt is in the tree, and it has a row.
         has_continued: It has been taken for the continuation of a branch; one that is put back does so only once.
@@ -54,6 +57,8 @@ class RequestRecord:
 
     frames: tuple[Frame, ...]
     params: RequestParams
+    knows_frames: bool = True
+    placed_from: int | None = None
     in_flight: bool = False
     running: bool = False
     has_continued: bool = False
@@ -81,11 +86,11 @@ class Requests:
         """The record of a request; made when it is asked for first."""
         record = self._records.get(req)
         if record is None:
-            frames: tuple[Frame, ...] = ()
-            with self._faults.guard("reading a request's screenshots", "it stays unpruned"):
-                frames = frames_of_request(req, self._merge_size)
             # Whoever says something wrong of itself was refused before it was queued.
-            record = RequestRecord(frames, RequestParams.of(req.sampling_params.custom_params))
+            record = RequestRecord((), RequestParams.of(req.sampling_params.custom_params), knows_frames=False)
+            with self._faults.guard("reading a request's screenshots", "it stays unpruned"):
+                record.frames = frames_of_request(req, self._merge_size)
+                record.knows_frames = True
             self._records[req] = record
         return record
 

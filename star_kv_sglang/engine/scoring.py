@@ -57,6 +57,9 @@ class Scoring:
         if plan is None:
             return
         self._parts.observer.plan = None
+        for request in plan.requests:
+            if request.new_frames and plan.has_told_places:
+                self._requests.of(request.req).placed_from = request.new_start
         if not plan.scored or plan.kv_indices is None or plan.slots is None or plan.indptr is None:
             return
         with self._faults.guard("scoring a batch", "its prompts stay unpruned"):
@@ -70,7 +73,7 @@ class Scoring:
         paths: dict[Req, list[TreeNode]] = {}
         for req, row in zip(batch.reqs, rows, strict=True):
             if req not in decoding:
-                self._sharing.scheduled(req)
+                self._sharing.scheduled(req).placed_from = None
                 paths[req] = self._tree.path(req.last_node)
                 self._rows.tell(row, self._tree.num_holes(paths[req]))
         plans: list[RequestPlan] = []

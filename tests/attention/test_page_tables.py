@@ -74,6 +74,21 @@ def test_a_decode_step_that_cannot_be_given_its_page_table_does_not_run(lens: to
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("padding", [0, 2], ids=["eager", "graph_with_padding_rows"])
+def test_a_decode_step_over_pruned_rows_has_their_live_slots_and_lengths(padding: int) -> None:
+    updater = object.__new__(StarDecodeUpdater)
+    updater._parts, updater._rows = parts([2, 0]), ROWS
+    buffer = torch.full((10,), 99, dtype=torch.int32)
+    wrapper = SimpleNamespace(is_cuda_graph_enabled=padding > 0, _paged_kv_indices_buf=buffer)
+    lens = torch.tensor([5, 3] + [1] * padding)
+    rows = torch.tensor([1, 2] + [0] * padding)
+    kv_indptr = torch.zeros(3 + padding, dtype=torch.int32)
+    plan, live_lens, total = updater._live_plan(updater._parts.batch_holes, wrapper, lens, kv_indptr, lens, rows)
+    assert plan.kv_indices[:total].tolist() == [11, 14, 15, 21, 22, 23] + [0] * padding
+    assert plan.kv_indptr.tolist() == [0, 3, 6, 7, 8][: 3 + padding]
+    assert (live_lens.tolist(), total) == ([3, 3] + [1] * padding, 6 + padding)
+
+
 def test_a_row_that_nobody_planned_is_an_error_and_not_a_row_without_holes() -> None:
     rows = RowHoles()
     rows.tell(4, 7)

@@ -40,16 +40,14 @@ class Faulty:
 
 
 @contextmanager
-def faulty_engine(folder: Path, model: Path, **arguments: object) -> Iterator[Faulty]:
+def faulty_engine(folder: Path, model: Path, policy: str = "star-paper", **arguments: object) -> Iterator[Faulty]:
     """An engine into whose scheduler faults can be injected."""
     switch, log = folder / "switch", folder / "log"
     switch.write_text("", encoding="utf-8")
     with ExitStack() as stack:
         plugin = sglang_plugin(injected_faults.__name__)
         with plugin, environment({"INJECTED_FAULTS": str(switch)}), printing_to(log):
-            engine = stack.enter_context(
-                running_engine(model, kv_policy="star-paper", log_level="warning", **arguments)
-            )
+            engine = stack.enter_context(running_engine(model, kv_policy=policy, log_level="warning", **arguments))
         yield Faulty(engine, switch, log, folder / "traces")
 
 

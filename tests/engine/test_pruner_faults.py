@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,12 +62,17 @@ def test_a_fault_costs_the_request_its_pruning_only(faulty: Faulty, place: str, 
     assert again.cached == answer.num_stored, "the unpruned prompt is in the tree"
     assert faulty.num_logged(f"ValueError: injected into {place}") == 1, "logged once, with its traceback"
     assert faulty.num_logged(f"{step} failed") >= 1
-    ask(faulty, turn(chat, 3))
+    _, chat = ask(faulty, turn(chat, 3))
     later = faulty.engine.stats()
     assert later["num_pruner_faults"] == after["num_pruner_faults"]
-    # The next turn prunes all that is private: a fifth stays. Prompts whose screenshots could not be read are text.
+    # The next turn prunes all that is private: a fifth stays. Where screenshots could not be read, it reads them.
     expected = NUM_VISUAL - 8 if place == "frames" else 3 * NUM_VISUAL - 22
     assert later["num_hole_tokens"] == expected
+    # The turn after that has nothing left to catch up with.
+    ask(faulty, turn(chat, 4))
+    last = faulty.engine.stats()
+    assert last["num_hole_tokens"] == 4 * NUM_VISUAL - math.ceil(0.2 * 4 * NUM_VISUAL)
+    assert last["num_pruner_faults"] == after["num_pruner_faults"]
 
 
 @pytest.mark.parametrize(
