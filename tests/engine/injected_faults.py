@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+_OPS = "kernel_ops.TritonOps" if torch.cuda.is_available() else "reference_ops.ReferenceOps"
 PLACES = {
     "frames": ("star_kv_sglang.engine.records", "frames_of_request"),
     "plan": ("star_kv_sglang.engine.scoring", "plan_request"),
@@ -25,7 +26,7 @@ PLACES = {
     "choose": ("star_kv_sglang.engine.scoring", "choose"),
     "prune": ("star_kv_sglang.engine.pruning", "prune_path"),
     "move": ("star_kv_sglang.engine.compaction", "prune_targets"),
-    "compact": ("star_kv_sglang.triton_ops.reference_ops.ReferenceOps", "compact"),
+    "compact": (f"star_kv_sglang.triton_ops.{_OPS}", "compact"),
     "register": ("star_kv_sglang.cache.radix_cache.StarRadixCache", "register_path"),
     "count": ("star_kv_sglang.engine.stats.KeptByAge", "note"),
     "tell": ("star_kv_sglang.engine.telemetry.Telemetry", "_tell"),

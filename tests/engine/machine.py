@@ -61,6 +61,11 @@ def server_command(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return ["serve", *cpu_mode.with_cpu_arguments(words)], cpu_mode.cpu_environment(os.environ)
 
 
+def process_environment() -> dict[str, str]:
+    """Environment of a process that imports SGLang on this machine."""
+    return dict(os.environ) if cpu_mode.is_gpu_present() else cpu_mode.cpu_environment(os.environ)
+
+
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for the processes that are started inside of the block."""

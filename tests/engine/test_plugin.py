@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from star_kv_sglang import cpu_mode
+from tests.engine.machine import process_environment
 
 _LOAD = """
 from sglang.srt.plugins import load_plugins
@@ -23,7 +22,7 @@ def load_plugins(fault: str) -> subprocess.CompletedProcess[str]:
     """A process that SGLang starts: it loads its plugins, after ``fault`` has broken something."""
     return subprocess.run(
         [sys.executable, "-c", _LOAD.format(fault=fault)],
-        env={**cpu_mode.cpu_environment(os.environ), "SGLANG_PLUGINS": "star_kv"},
+        env={**process_environment(), "SGLANG_PLUGINS": "star_kv"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -65,7 +64,7 @@ print(len(activate.active_hooks(manifest.REQUEST_HOOKS)), "checks")
 def test_checks_of_requests_are_in_place_or_the_process_stops(fault: str) -> None:
     answer = subprocess.run(
         [sys.executable, "-c", _CHECKS.format(fault=fault)],
-        env={**cpu_mode.cpu_environment(os.environ), "SGLANG_PLUGINS": "star_kv"},
+        env={**process_environment(), "SGLANG_PLUGINS": "star_kv"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if not fault:

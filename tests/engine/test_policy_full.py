@@ -62,20 +62,33 @@ def test_hooks_of_a_process_that_inherited_its_arguments(
     assert attention.startswith("star_kv_sglang") == hooked
 
 
-@pytest.mark.parametrize("policy", ["full", "star"])
-def test_requests_call_code_of_ours_with_a_policy_only(
-    checkpoint: Callable[[str], Path], tmp_path: Path, policy: str
-) -> None:
-    log = tmp_path / "calls"
-    started = running_engine(checkpoint("qwen2_5_vl"), preloaded=False, kv_policy=policy)
+def take_two_turns(model: Path, policy: str, log: Path, answer: Connection) -> None:
+    """Runs in a process that no engine was in before: which code of ours was called at the start, and by requests."""
+    started = running_engine(model, preloaded=False, kv_policy=policy)
     with logged_calls(log), started as engine:
         at_start = log.read_text(encoding="utf-8").splitlines()
         chat = turn(Chat(), 0)
         first = engine.answer(chat, 4)
         engine.answer(turn(chat.reply(first.text), 1), 4)
         calls = log.read_text(encoding="utf-8").splitlines()[len(at_start) :]
+    answer.send((at_start, calls))
+
+
+@pytest.mark.parametrize("policy", ["full", "star"])
+def test_requests_call_code_of_ours_with_a_policy_only(
+    checkpoint: Callable[[str], Path], tmp_path: Path, policy: str
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(
+        target=take_two_turns, args=(checkpoint("qwen2_5_vl"), policy, tmp_path / "calls", sender)
+    )
+    process.start()
+    sender.close()
+    at_start, calls = receiver.recv()
+    process.join(60)
     listening = {line.split()[0] for line in at_start if line.endswith(" listens")}
-    assert len(listening) >= 2, "this process, which takes requests, and the scheduler's"
+    assert len(listening) >= 2, "the process that takes requests, and the scheduler's"
     if policy == "full":
         assert calls == []
     else:

@@ -19,11 +19,11 @@ from tests.engine.machine import engine_arguments, server_command
 STAR: dict[str, Any] = {"kv_policy": "star"}
 
 
-def parse(model: Path, **flags: Any) -> Any:
+def parse(model: Path, *, exact: bool = True, **flags: Any) -> Any:
     """SGLang's arguments with the policy's flags, as the command line makes them; loads no weights."""
     from star_kv_sglang.server_args import StarServerArgs
 
-    arguments: dict[str, Any] = engine_arguments(exact=True, model_path=str(model), **flags)
+    arguments: dict[str, Any] = engine_arguments(exact=exact, model_path=str(model), **flags)
     record = StarServerArgs(**arguments)
     record.resolve_once()
     return record
@@ -190,9 +190,9 @@ def test_prefill_graphs_that_a_gpu_has_by_default_are_gone_before_the_check(
     from sglang.srt.model_executor import cuda_graph_config
 
     monkeypatch.setattr(cuda_graph_config, "default_prefill_backend", lambda: "breakable")
-    accepted = parse(checkpoint("qwen2_5_vl"), **STAR, attention_backend="flashinfer")
+    accepted = parse(checkpoint("qwen2_5_vl"), exact=False, **STAR, attention_backend="flashinfer")
     assert resolving_view(accepted).cuda_graph_config.prefill.backend == "disabled"
-    text = parse(checkpoint("llama"), **STAR, attention_backend="flashinfer")
+    text = parse(checkpoint("llama"), exact=False, **STAR, attention_backend="flashinfer")
     assert resolving_view(text).cuda_graph_config.prefill.backend == "breakable"
 
 

@@ -109,7 +109,7 @@ def test_a_window_for_a_policy_without_one_is_refused() -> None:
 @pytest.mark.parametrize("name", policy_names())
 def test_every_parameter_of_a_policy_is_a_key_of_its_own(name: str) -> None:
     assert not set(policy_keys(name)) & set(SHARED_KEYS)
-    assert policy_params(name, {}) == from_flags(name).params
+    assert policy_params(name, {}) == from_flags(name).chosen_params()
 
 
 @pytest.mark.parametrize("wants", [{"norms": Norms.INPUT}, {"queries": Queries.ALL}], ids=["norms", "sums"])
