@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.engine import request_params, runtime
@@ -135,9 +136,14 @@ async def around_handle_request(
 
 
 async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
-    """Move the features of screenshots that were just processed into shared memory, once, off the event loop."""
-    artifacts = await original(processor, entries)
-    return await asyncio.to_thread(images.store().move_artifacts, artifacts)
+    """Process new screenshots and move their features into shared memory, once, beside the event loop."""
+    run = partial(asyncio.get_running_loop().run_in_executor, images.worker())
+    if processor.mm_processor_executor is None:
+        # SGLang would process them on the event loop, and every other request would wait.
+        artifacts = await run(processor.prepare_artifact_batch, entries)
+    else:
+        artifacts = await original(processor, entries)
+    return await run(images.store().move_artifacts, artifacts)
 
 
 async def around_send_one_request(original: Callable[..., Any], manager: TokenizerManager, tokenized_obj: Any) -> Any:

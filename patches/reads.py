@@ -32,6 +32,7 @@ _IMAGES = "where a prompt's screenshots lie"
 _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
 _CLIENTS = "a client's mistake is the client's 400"
+_FEATURES = "features that move into shared memory, and requests that say where they lie"
 _WARM_UP = "SGLang's own request to warm up, which no trace is of"
 _START = "arguments, and what SGLang makes of them"
 _ENDS = "where a prompt enters the tree and a request ends"
@@ -166,6 +167,17 @@ READS: tuple[Seam, ...] = (
         SeamKind.CALL, None, "the log-sum-exp of every query of a prefill", "prefill.py", _NEVER,
     ),
     # the start
+    *_used("managers.schedule_batch.MultimodalDataItem", "feature", _FEATURES),
+    *_used("managers.tokenizer_manager.TokenizerManager", "rid_to_state", _FEATURES),
+    *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "mm_processor_executor", _FEATURES),
+    *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "prepare_artifact_batch", _FEATURES, SeamKind.CALL),
+    *_used("multimodal.processors.qwen_vl.QwenVLImagePreprocessArtifact", "feature", _FEATURES),
+    *_used(
+        "managers.mm_utils.ShmPointerMMData",
+        "materialize close_and_unlink __getstate__ __setstate__",
+        _FEATURES,
+        SeamKind.SUBCLASS,
+    ),
     *_used("plugins.hook_registry.HookRegistry", "register apply_hooks", _START, SeamKind.CALL),
     *_used("plugins.hook_registry.HookType", "AROUND AFTER REPLACE", _START),
     *_used("arg_groups.arg_utils.Arg", "help choices", _START),

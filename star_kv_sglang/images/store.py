@@ -97,4 +97,4 @@ class FeatureStore:
             self.counters.num_sent += 1
             self.counters.num_unsent_bytes += feature.nbytes
         if held and request is not None:
-            self._held_by_request[request] = held
+            self._held_by_request[request] = [*self._held_by_request.get(request, ()), *held]
