@@ -14,4 +14,4 @@ def test_every_operation_is_compared(tmp_path: Path) -> None:
     assert all(row.ratio > 0 for row in rows[:-1]) and math.isnan(rows[-1].ratio)
     assert rows[-1].star_us > 0
     append_csv(tmp_path / "tree.csv", rows)
-    assert len(list(csv.DictReader((tmp_path / "tree.csv").open(encoding="utf-8")))) == len(rows)
+    assert len(list(csv.DictReader((tmp_path / "tree.csv").read_text(encoding="utf-8").splitlines()))) == len(rows)

@@ -29,7 +29,7 @@ def test_the_command_appends_its_rows(tmp_path: Path) -> None:
     result = CliRunner().invoke(bench_app, ["waiting", *sizes, "--csv", str(path)])
     assert result.exit_code == 0, result.output
     assert "4 requests wait and share 30 tokens" in " ".join(result.output.split())
-    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 4
     assert {(row["num_waiting"], row["num_shared"], row["num_own"]) for row in rows} == {("4", "30", "2")}
 

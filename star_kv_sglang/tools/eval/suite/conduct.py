@@ -202,11 +202,12 @@ class Conductor:
     def _listen(self, process: subprocess.Popen[str]) -> None:
         if process.stdout is None:
             raise RuntimeError("the worker was started without a pipe")
-        for line in process.stdout:
-            # SGLang prints to stdout too.
-            if line.startswith('{"cell"'):
-                row = json.loads(line)
-                self._on_played(row["cell"], int(row["right"]), int(row["asked"]))
+        with process.stdout as lines:
+            for line in lines:
+                # SGLang prints to stdout too.
+                if line.startswith('{"cell"'):
+                    row = json.loads(line)
+                    self._on_played(row["cell"], int(row["right"]), int(row["asked"]))
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
