@@ -151,4 +151,7 @@ async def around_send_one_request(original: Callable[..., Any], manager: Tokeniz
     items = getattr(tokenized_obj.mm_inputs, "mm_items", None)
     if items:
         images.store().detach_features(items, manager.rid_to_state.get(tokenized_obj.rid))
+        if manager.enable_metrics:
+            told = images.publisher(str(manager.metrics_collector.labels["model_name"]))
+            told.publish(manager.mm_processor.mm_preprocess_cache.stats(), images.store().counters)
     return await original(manager, tokenized_obj)

@@ -168,7 +168,13 @@ READS: tuple[Seam, ...] = (
     ),
     # the start
     *_used("managers.schedule_batch.MultimodalDataItem", "feature", _FEATURES),
-    *_used("managers.tokenizer_manager.TokenizerManager", "rid_to_state", _FEATURES),
+    *_used(
+        "managers.tokenizer_manager.TokenizerManager",
+        "rid_to_state mm_processor enable_metrics metrics_collector",
+        _FEATURES,
+    ),
+    *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "mm_preprocess_cache", _FEATURES),
+    *_used("multimodal.cache.preprocess_cache.MultimodalPreprocessCache", "stats", _FEATURES, SeamKind.CALL),
     *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "mm_processor_executor", _FEATURES),
     *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "prepare_artifact_batch", _FEATURES, SeamKind.CALL),
     *_used("multimodal.processors.qwen_vl.QwenVLImagePreprocessArtifact", "feature", _FEATURES),

@@ -101,12 +101,13 @@ def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[st
 def test_what_sglang_cannot_resolve_does_not_hide_what_is_refused(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sglang.srt.server_args import ServerArgs
+    from star_kv_sglang.server_args import StarServerArgs
 
-    def fails(record: ServerArgs) -> None:
+    def fails(record: Any) -> None:
         raise ValueError("SGLang's own")
 
-    monkeypatch.setattr(ServerArgs, "resolve_once", fails)
+    # Not by the name in SGLang's module: where a plugin was loaded in this process, it stands for ours.
+    monkeypatch.setattr(StarServerArgs.__base__, "resolve_once", fails)
     with pytest.raises(UnsupportedSetupError, match="--speculative-algorithm"):
         parse(checkpoint("qwen2_5_vl"), **STAR, speculative_algorithm="EAGLE")
     with pytest.raises(ValueError, match="SGLang's own"):

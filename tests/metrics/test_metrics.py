@@ -153,6 +153,23 @@ def test_labels_tell_nothing_of_a_request(client: httpx.Client) -> None:
     page = client.get("/metrics").text
     assert SECRET not in page
     assert SECRET not in client.get("/server_info").text
-    for samples in scraped(client).values():
+    for name, samples in scraped(client).items():
         for sample in samples:
-            assert set(sample.labels) - {"age", "stage", "le", "pid"} == LABELS, sample
+            known = {"model_name"} if name.startswith("star_kv:image_") else LABELS
+            assert set(sample.labels) - {"age", "stage", "le", "pid"} == known, sample
+
+
+def test_a_screenshot_that_is_sent_again_is_told_as_a_hit(client: httpx.Client) -> None:
+    before = scraped(client)
+    chat = turn(Chat(), 51)
+    generate(client, turn(chat.reply(generate(client, chat)["text"]), 52))
+    after = scraped(client)
+
+    def more(name: str) -> float:
+        new, old = (sum(s.value for s in page.get(f"star_kv:image_{name}_total", [])) for page in (after, before))
+        return float(new - old)
+
+    assert (more("cache_misses"), more("cache_hits")) == (2, 1)
+    assert (more("features_moved"), more("features_not_moved"), more("features_sent")) == (2, 0, 3)
+    assert more("features_unsent_bytes") > 0
+    assert sum(sample.value for sample in after["star_kv:image_cache_bytes"]) > 0

@@ -158,7 +158,8 @@ def test_the_command_draws_a_trace(tmp_path: Path) -> None:
     result = star_kv(words)
     assert result.exit_code == 0, result.output
     assert "screenshot 2 of 3, 2 layers keep 2 of 4 tokens each" in result.output
-    assert Image.open(tmp_path / "kept.png").size == (96, 64)
+    with Image.open(tmp_path / "kept.png") as picture:
+        assert picture.size == (96, 64)
 
 
 @pytest.mark.parametrize(
