@@ -135,21 +135,30 @@ async def around_handle_request(
     return await original(serving, request, raw_request)
 
 
+def _receiver_takes_addresses() -> bool:
+    """Whether SGLang's receiver turns pointers to features into tensors; where it does not, features travel as ever."""
+    from sglang.srt.managers import io_struct
+    from sglang.srt.multimodal.transport import determine_tensor_transport_mode
+    from sglang.srt.runtime_context import get_serving
+
+    is_one_node = determine_tensor_transport_mode() != "default"
+    return is_one_node and io_struct._USE_PICKLE_IPC and not get_serving().skip_tokenizer_init
+
+
 async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
     """Process new screenshots and move their features into shared memory, once, beside the event loop."""
-    run = partial(asyncio.get_running_loop().run_in_executor, images.worker())
+    run, move = partial(asyncio.get_running_loop().run_in_executor, images.worker()), images.store().move_artifacts
     if processor.mm_processor_executor is None:
-        # SGLang would process them on the event loop, and every other request would wait.
-        artifacts = await run(processor.prepare_artifact_batch, entries)
-    else:
-        artifacts = await original(processor, entries)
-    return await run(images.store().move_artifacts, artifacts)
+        # SGLang would process them on the event loop, and every other request would wait. One job for both steps: of
+        # requests that come together the first goes on while the others are processed.
+        return await run(lambda: move(processor.prepare_artifact_batch(entries)))
+    return await run(move, await original(processor, entries))
 
 
 async def around_send_one_request(original: Callable[..., Any], manager: TokenizerManager, tokenized_obj: Any) -> Any:
     """Send where a request's features lie instead of a copy of them."""
     items = getattr(tokenized_obj.mm_inputs, "mm_items", None)
-    if items:
+    if items and _receiver_takes_addresses():
         images.store().detach_features(items, manager.rid_to_state.get(tokenized_obj.rid))
         if manager.enable_metrics:
             told = images.publisher(str(manager.metrics_collector.labels["model_name"]))

@@ -40,7 +40,7 @@ class Limit:
         if isinstance(value, bool) or not isinstance(value, int if self.is_whole else (int, float)):
             return False
         above = value >= self.low if self.with_low else value > self.low
-        return above and (value <= self.high if self.with_high else value < self.high) and math.isfinite(value)
+        return above and (value <= self.high if self.with_high else value < self.high) and value != math.inf
 
     def problems(self, name: str, value: Any, meaning: str = "") -> Iterator[str]:
         """What is wrong with a value: nothing, or one line.

@@ -13,6 +13,8 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 from sglang.srt.arg_groups.arg_utils import Arg
@@ -30,6 +32,8 @@ RADIX_CACHE_BACKEND = "star_kv"
 """Name under which the tree is registered with SGLang."""
 IMAGE_CACHE_SHARE = 8
 """The cache of processed screenshots takes this part of the machine's memory."""
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Memory of the container, where there is one: what is taken above it ends the server."""
 MOST_IMAGE_CACHE_MB = 16_384
 """But no more: a screenshot of 1920 x 1080 is 50 MB, so that 320 of them fit."""
 
@@ -60,8 +64,12 @@ def call_with_an_image_cache(call: Callable[[], None]) -> None:
 
 def default_image_cache_mb() -> int:
     """MiB of processed screenshots that are kept where nobody says how many."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    return min(MOST_IMAGE_CACHE_MB, memory // IMAGE_CACHE_SHARE)
+    memory = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in CONTAINER_LIMITS:
+        # No such file, or the word "max": nothing is limited there.
+        with suppress(OSError, ValueError):
+            memory.append(int(file.read_text(encoding="ascii")))
+    return min(MOST_IMAGE_CACHE_MB, min(memory) // 2**20 // IMAGE_CACHE_SHARE)
 
 
 class StarServerArgs(ServerArgs):

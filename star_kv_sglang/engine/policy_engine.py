@@ -29,6 +29,7 @@ class PolicyEngine(CacheListener):
 
     def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
         self._prunes = context.config.prunes
+        self._faults = context.faults
         self._observer = context.parts.observer
         self._requests = Requests(context.parts.merge_size, context.faults)
         self._sharing = PromptSharing(context, self._requests, scheduler)
@@ -80,9 +81,14 @@ class PolicyEngine(CacheListener):
         for node in tree.label_frames(stored.path, record.frames):
             extra = tree.extra(node)
             if self._prunes and (record.placed_from is None or extra.start < record.placed_from):
-                for segment in extra.segments:
-                    slots = node.value[segment.start - extra.start : segment.end - extra.start]
-                    self._observer.tell_places(slots, segment)
+                told = False
+                with self._faults.guard("telling where a screenshot's tokens lie", "it stays unpruned"):
+                    for segment in extra.segments:
+                        slots = node.value[segment.start - extra.start : segment.end - extra.start]
+                        self._observer.tell_places(slots, segment)
+                    told = True
+                if not told:
+                    extra.labelled, extra.segments = False, []
 
     def on_released(self, req: Req) -> None:
         """A request has ended, or was put back into the queue."""

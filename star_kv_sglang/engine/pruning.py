@@ -36,13 +36,15 @@ def keep_newest_pattern(tree: StarRadixCache, path: Sequence[TreeNode], *, priva
         path: Nodes from the root's child down to the end of the prompt.
         private_from: Nodes that end behind this position are used by this branch only.
     """
-    if tree.extra(path[-1]).state is None:
+    newest = tree.extra(path[-1]).state
+    if newest is None:
         return
     for node in reversed(path[:-1]):
         if tree.end_of(node) <= private_from:
             return
         extra = tree.extra(node)
-        if extra.state is not None and extra.state.pattern_ema is not None:
+        # One that the newest shares, as it brought no screenshot, takes no memory of its own.
+        if extra.state is not None and extra.state.pattern_ema is not newest.pattern_ema:
             extra.state = replace(extra.state, pattern_ema=None)
 
 
@@ -84,7 +86,10 @@ class Pruning:
         if (only_cached or record.params.share) and not record.running:
             self._sharing.pin(stored)
         record.running = record.running or stored.has_row
-        scored = self._requests.take_scored(record)
+        scored, left_whole = self._requests.take_scored(record), record.left_whole
+        record.left_whole = None
+        if left_whole is not None and stored.path and not only_cached:
+            self._tree.extra(stored.path[-1]).state = left_whole
         if scored is None:
             return False
         if not only_cached and stored.path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.engine.choice import Choice
 from star_kv_sglang.engine.faults import FaultLog
@@ -53,6 +54,8 @@ class RequestRecord:
         running: Its prompt is in the tree, and it has a row.
         has_continued: It has been taken for the continuation of a branch; one that is put back does so only once.
         scored: What its prune will do; None before it is scored and behind its prune.
+        left_whole: The state that its prompt leaves behind although there was no memory to score it: its screenshots
+            have been shown, so that the next turn's is the only new one. None where it was scored.
     """
 
     frames: tuple[Frame, ...]
@@ -63,6 +66,7 @@ class RequestRecord:
     running: bool = False
     has_continued: bool = False
     scored: ScoredPrompt | None = None
+    left_whole: TrajectoryState | None = None
 
 
 class Requests:
@@ -130,6 +134,7 @@ class Requests:
         if record is None:
             return
         self.take_scored(record)
+        record.left_whole = None
         record.in_flight = record.running = False
         if req.finished():
             del self._records[req]

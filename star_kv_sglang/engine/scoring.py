@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,7 +88,11 @@ class Scoring:
         if len(plans) < len(rows) or not any(plan.layout.frames for plan in plans):
             return None
         plan = BatchPlan(within_room(plans, self._context.room))
-        self._counters.num_prompts_left_whole += sum(request.left_whole for request in plan.requests)
+        for request in plan.requests:
+            if request.left_whole:
+                self._counters.num_prompts_left_whole += 1
+                shown = replace(request.state, num_frames=request.layout.num_frames_total)
+                self._requests.of(request.req).left_whole = shown
         plan.wants_queries = any(self._policy.observes(request.layout, request.state) for request in plan.scored)
         return plan
 

@@ -19,7 +19,7 @@ class Params(WindowParams):
         seed: Of the draws.
     """
 
-    seed: int = limited(0, Limit(0, is_whole=True))
+    seed: int = limited(0, Limit(0, 2**40, is_whole=True))
 
 
 class Policy(KVPolicy[Params]):

@@ -118,3 +118,14 @@ def test_a_turn_that_is_rewritten_inherits_the_rest_of_the_state(world: TreeWorl
     state = inherited_state(world.tree, world.tree.path(late.last_node))
     assert (state.step, state.num_frames, state.pattern_ema) == (1, 1, None)
     assert state.mi_ema is not None and bool((state.mi_ema == 1).all())
+
+
+def test_a_turn_without_a_screenshot_leaves_the_pattern_that_it_shares(world: TreeWorld) -> None:
+    """It takes no memory of its own, and a request that was put back may be followed by one that ends before it."""
+    req, _ = turns(world, 3)
+    path = world.tree.path(req.last_node)
+    newest, before = world.tree.extra(path[-1]), world.tree.extra(path[-2])
+    before.state = newest.state
+    keep_newest_pattern(world.tree, path, private_from=0)
+    assert before.state is newest.state
+    assert newest.state is not None and newest.state.pattern_ema is not None

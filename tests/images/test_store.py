@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import multiprocessing
 import os
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from star_kv_sglang.images import segment
+from star_kv_sglang import server_args
+from star_kv_sglang.images import runtime, segment
 from star_kv_sglang.images.segment import Segment, map_privately
 from star_kv_sglang.images.shared_feature import SharedFeature
 from star_kv_sglang.images.store import FeatureStore
+from star_kv_sglang.patches import hooks
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,29 @@ def test_a_discarded_feature_leaves_the_owner_its_memory() -> None:
     received.close_and_unlink()
     assert moved.sum() == 10
     assert pickle.loads(pickle.dumps(sent(store, moved, request))).materialize().sum() == 10
+
+
+def test_where_the_receiver_takes_no_addresses_features_travel_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --skip-tokenizer-init SGLang turns no pointer into a tensor: the forward would get the pointer."""
+
+    async def send(manager: Any, request: Any) -> Any:
+        return request
+
+    feature, known = runtime.store().move(torch.ones(10)), Request()
+    manager = SimpleNamespace(rid_to_state={"r": known}, enable_metrics=False)
+    for takes, kind in ((False, torch.Tensor), (True, SharedFeature)):
+        monkeypatch.setattr(hooks, "_receiver_takes_addresses", lambda takes=takes: takes)
+        item = SimpleNamespace(feature=feature)
+        request = SimpleNamespace(rid="r", mm_inputs=SimpleNamespace(mm_items=[item]))
+        asyncio.run(hooks.around_send_one_request(send, manager, request))
+        assert isinstance(item.feature, kind)
+
+
+def test_a_container_with_little_memory_gets_a_small_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(server_args, "CONTAINER_LIMITS", (limit, tmp_path / "none"))
+    whole = server_args.default_image_cache_mb()
+    limit.write_text("max\n")
+    assert server_args.default_image_cache_mb() == whole
+    limit.write_text(f"{800 * 2**20}\n")
+    assert server_args.default_image_cache_mb() == 100

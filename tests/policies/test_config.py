@@ -51,7 +51,9 @@ def test_own_keys_are_read() -> None:
 @pytest.mark.parametrize(
     ("policy", "config", "message"),
     [
-        ("random", '{"seed": -1}', "seed -1 must be a whole number, 0 or more"),
+        ("random", '{"seed": -1}', r"seed -1 must be a whole number in \[0, "),
+        ("random", f'{{"seed": {2**70}}}', "seed 1180591620717411303424 must be"),
+        ("star", f'{{"recency_weight": -{10**400}}}', "recency_weight -1000"),
         ("random", '{"seed": true}', "seed True"),
         ("random", '{"frame_split": "age"}', "one of score, size"),
         ("star", '{"question_share": 1.5}', r"question_share 1.5 must be a number in \[0, 1\]"),

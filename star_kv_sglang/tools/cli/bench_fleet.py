@@ -19,8 +19,11 @@ _SEARCH = f"{_IMAGE_CACHE}; {_IMAGE_CACHE} --mm-processor-worker-num 4 --mm-io-w
 
 def fleet(
     servers: Annotated[
-        str, typer.Option(help="Among stock, full and 'star BUDGET', comma-separated; flags of its own behind a colon.")
-    ] = "stock,star 0.2",
+        str,
+        typer.Option(
+            help="Among stock, full and 'star BUDGET', separated by semicolons; flags of its own behind a colon."
+        ),
+    ] = "stock; star 0.2",
     search: Annotated[
         str,
         typer.Option(help="Flags of stock of which the fastest is its baseline, separated by semicolons; '' for none."),
@@ -66,9 +69,11 @@ def fleet(
         raise typer.BadParameter(f"{shared}: a branch has {turns} turns", param_hint="--shared")
     try:
         load = Load(branches, turns, History.parse(history), group_size, shared, answer_tokens, think)
-        chosen = [Server.parse(text) for text in servers.split(",") if text.strip()]
+        chosen = [Server.parse(text) for text in servers.split(";") if text.strip()]
     except ServeBenchError as error:
         raise typer.BadParameter(str(error)) from error
+    if len({server.label for server in chosen}) < len(chosen):
+        raise typer.BadParameter(f"{servers}: two servers of one policy have one name; run them one by one")
     work = work.resolve()
     if model_path is None:
         model = [

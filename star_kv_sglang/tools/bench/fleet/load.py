@@ -29,6 +29,7 @@ class Load:
         shared: These turns.
         answer_tokens: Of every turn.
         think_s: Seconds between an answer and the next screenshot.
+        played: Turns that are taken, where it is not all of them; screenshots stay those of the whole fleet.
     """
 
     branches: int
@@ -38,6 +39,12 @@ class Load:
     shared: int = 0
     answer_tokens: int = 64
     think_s: float = 0.0
+    played: int | None = None
+
+    @property
+    def num_played(self) -> int:
+        """Turns that each branch takes."""
+        return self.turns if self.played is None else min(self.played, self.turns)
 
     def seed(self, branch: int, turn: int) -> int:
         """Names the screenshot that a branch sees in a turn."""
@@ -155,7 +162,7 @@ async def play(
     branches = [Branch(number, load, screenshots) for number in range(load.branches)]
 
     async def live(branch: Branch) -> None:
-        for turn in range(load.turns):
+        for turn in range(load.num_played):
             if time.perf_counter() > until_s:
                 return
             turns.append(await branch.ask(http, turn))

@@ -103,6 +103,7 @@ class Run:
     screenshots: Mapping[int, str]
     say: Callable[[str], None]
     problems: list[str] = field(default_factory=list)
+    _num_servers: int = 0
 
     def measure(self) -> None:
         """Find stock's best flags, where asked for, and measure every server."""
@@ -113,7 +114,7 @@ class Run:
 
     def _best_of_stock(self) -> str:
         speeds: dict[str, float] = {}
-        load = replace(self.plan.load, turns=min(self.plan.search_turns, self.plan.load.turns))
+        load = replace(self.plan.load, played=self.plan.search_turns)
         for flags in self.plan.search:
             speeds[flags] = self._measure(Server(Policy(STOCK), flags), load, phase="search")
         return max(speeds, key=speeds.__getitem__, default="")
@@ -121,7 +122,8 @@ class Run:
     def _measure(self, server: Server, load: Load, *, phase: str) -> float:
         """Turns a second; 0 where it failed, which is written down."""
         port = free_port()
-        log = self.plan.work / f"{phase}_{server.label.replace(' ', '_')}.log"
+        self._num_servers += 1
+        log = self.plan.work / f"{self._num_servers}_{phase}_{server.label.replace(' ', '_')}.log"
         flags = [
             *self.plan.model_arguments,
             *(GPU_ARGUMENTS if is_gpu_present() else ()),
@@ -155,18 +157,20 @@ class Run:
             def on_turn() -> None:
                 nonlocal done
                 done += 1
-                self.say(f"{server.label}: turn {done} of {load.branches * load.turns}")
+                self.say(f"{server.label}: turn {done} of {load.branches * load.num_played}")
 
             with Watch(port) as watch:
                 until = time.perf_counter() + self.plan.most_seconds
                 turns, branches = await play(load, http, self.screenshots, until_s=until, on_turn=on_turn)
             if not turns:
                 raise ServeBenchError("no turn ended in time")
-            whole = len(turns) == load.branches * load.turns
-            again = [await branches[0].ask(http, load.turns - 1, again=True) for _ in range(_REPEATS)] if whole else []
+            whole = len(turns) == load.branches * load.num_played
+            again = (
+                [await branches[0].ask(http, load.num_played - 1, again=True) for _ in range(_REPEATS)] if whole else []
+            )
             await self._note_server(server, http, phase)
         figures = _figures(turns, again, watch)
-        note = f"{load.turns} turns, {load.history}"
+        note = f"{load.num_played} turns, {load.history}"
         note += f", groups of {load.group_size} share {load.shared}" if load.shared else ""
         note += f"; {server.flags}" if server.flags else ""
         at = {"batch": load.branches, "partial": not whole, "note": note}

@@ -70,7 +70,7 @@ def _cpu_seconds(port: int) -> dict[str, float]:
             words, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        role = next((role for role in _ROLES if role[:8] in words), "api")
+        role = next((role for role in _ROLES if f"sglang::{role[:8]}" in words), "api")
         totals[role] = totals.get(role, 0.0) + times.user + times.system
     return totals
 
