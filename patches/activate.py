@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
-from star_kv_sglang.errors import SeamMovedError
+from star_kv_sglang.errors import SeamMovedError, UnsupportedSetupError
 from star_kv_sglang.patches import factories, hooks
 from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, REQUEST_HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
@@ -62,7 +62,17 @@ def install_image_sharing() -> None:
 
     Raises:
         SeamMovedError: SGLang did not take a hook.
+        UnsupportedSetupError: The scheduler could not read what this process shares.
     """
+    from star_kv_sglang.images.segment import can_be_mapped_by_a_child
+
+    if not can_be_mapped_by_a_child():
+        raise UnsupportedSetupError(
+            [
+                "screenshots in shared memory (--kv-image-cache-mb): this machine does not let a process open "
+                "another one's /proc/PID/fd, as the scheduler would; use --kv-image-cache-mb 0"
+            ]
+        )
     _install_late(IMAGE_HOOKS)
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cache
 
 _NAME = "star-kv-feature"
 
@@ -50,10 +53,26 @@ class Segment:
             raise
         self.address = SegmentAddress(os.getpid(), self._fd, os.fstat(self._fd).st_ino, num_bytes)
 
+    @property
+    def path(self) -> str:
+        """Where another process opens it."""
+        return _path(self.address)
+
     def __del__(self) -> None:
         """Close the descriptor; pages that somebody maps stay until they are unmapped."""
         if hasattr(self, "memory"):
             os.close(self._fd)
+
+
+@cache
+def can_be_mapped_by_a_child() -> bool:
+    """Whether another process of this user may open what this one holds; asked once, of a child that does nothing else.
+
+    Namespaces and security modules can forbid it.
+    """
+    segment = Segment(mmap.PAGESIZE)
+    command = [sys.executable, "-I", "-S", "-c", "import os, sys; os.open(sys.argv[1], os.O_RDONLY)", segment.path]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def map_privately(address: SegmentAddress) -> mmap.mmap:
@@ -62,7 +81,7 @@ def map_privately(address: SegmentAddress) -> mmap.mmap:
     Raises:
         OSError: The owner is gone, or no longer holds the segment.
     """
-    fd = os.open(f"/proc/{address.pid}/fd/{address.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(_path(address), os.O_RDONLY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if (found.st_ino, found.st_size) != (address.inode, address.num_bytes):
@@ -72,3 +91,7 @@ def map_privately(address: SegmentAddress) -> mmap.mmap:
         return mmap.mmap(fd, address.num_bytes, access=mmap.ACCESS_COPY)
     finally:
         os.close(fd)
+
+
+def _path(address: SegmentAddress) -> str:
+    return f"/proc/{address.pid}/fd/{address.fd}"

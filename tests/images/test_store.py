@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from star_kv_sglang import server_args
+from star_kv_sglang.errors import UnsupportedSetupError
 from star_kv_sglang.images import runtime, segment
 from star_kv_sglang.images.segment import Segment, map_privately
 from star_kv_sglang.images.shared_feature import SharedFeature
 from star_kv_sglang.images.store import FeatureStore
-from star_kv_sglang.patches import hooks
+from star_kv_sglang.patches import activate, hooks
 
 
 @dataclass(frozen=True)
@@ -179,3 +180,12 @@ def test_a_container_with_little_memory_gets_a_small_cache(monkeypatch: pytest.M
     assert server_args.default_image_cache_mb() == whole
     limit.write_text(f"{800 * 2**20}\n")
     assert server_args.default_image_cache_mb() == 100
+
+
+def test_where_no_process_may_open_anothers_files_the_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert segment.can_be_mapped_by_a_child()
+    monkeypatch.setattr(segment, "_path", lambda address: "/proc/none/fd/0")
+    segment.can_be_mapped_by_a_child.cache_clear()
+    with pytest.raises(UnsupportedSetupError, match="use --kv-image-cache-mb 0"):
+        activate.install_image_sharing()
+    segment.can_be_mapped_by_a_child.cache_clear()
