@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from star_kv_sglang.config import FULL, POLICIES, PolicyConfig
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.limits import WHOLE
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Flag:
 
 def _mebibytes(word: str) -> int:
     size = int(word)
-    if size < 0:
+    if not WHOLE.holds(size):
         raise ValueError(f"{size} is negative")
     return size
 
@@ -77,7 +78,7 @@ FLAGS: Final = (
         "a whole number of MiB, 0 or more",
         "MIB",
         "MiB of processed screenshots that are kept, so that each is processed and moved once; 0: none. Default: an "
-        "eighth of the machine's memory, at most 16384, with a policy; off with 'full'.",
+        "eighth of the memory, at most 16384, with a policy; off with 'full'.",
     ),
 )
 HELP: Final = {flag.name: flag.help for flag in FLAGS}

@@ -69,6 +69,7 @@ SHARE_BELOW_ONE = Limit(0, 1, with_high=False)
 NOT_NEGATIVE = Limit(0)
 POSITIVE = Limit(0, with_low=False)
 COUNT = Limit(1, is_whole=True)
+WHOLE = Limit(0, is_whole=True)
 
 
 def limited(default: Any, limit: Limit) -> Any:

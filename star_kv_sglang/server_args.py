@@ -25,6 +25,7 @@ from star_kv_sglang import compat
 from star_kv_sglang.config import FULL, PolicyConfig
 from star_kv_sglang.errors import ConfigError, StarKVError, UnsupportedSetupError
 from star_kv_sglang.flags import HELP
+from star_kv_sglang.limits import WHOLE
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +184,8 @@ class StarServerArgs(ServerArgs):
             raise ConfigError(
                 f"--kv-image-cache-mb {wanted} and --mm-preprocess-cache-size-mb {given} size the same cache; give one"
             )
-        if wanted is not None and wanted < 0:
-            raise ConfigError(f"--kv-image-cache-mb is {wanted}; give MiB, or 0 to turn the cache off")
+        if wanted is not None:
+            WHOLE.require("--kv-image-cache-mb", wanted, "MiB, 0 turns the cache off")
         if wanted is None and given is None and with_a_policy:
             wanted = default_image_cache_mb()
         if wanted is not None:

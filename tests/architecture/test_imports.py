@@ -19,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "limits": set(),
     "config": {"limits", "policies"},
-    "flags": {"config"},
-    "server_args": {"config", "flags", "compat"},
+    "flags": {"config", "limits"},
+    "server_args": {"config", "flags", "compat", "limits"},
     # inside SGLang's processes
     "cache": {"algorithm", "triton_ops", "config"},
     "metrics": set(),

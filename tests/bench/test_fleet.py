@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -51,10 +50,10 @@ def test_a_dropped_screenshot_takes_its_message_along() -> None:
     load = Load(branches=1, turns=4, history=History.parse("last:2"))
     talk = Branch(0, load, {seed: f"url{seed}" for seed in load.seeds()})
     talk._answers = ["w1", "w2", "w3"]
-    body: dict[str, Any] = json.loads(talk.body(3))
-    assert body["image_data"] == ["url2", "url3"]
-    assert body["text"].count("<|image_pad|>") == body["text"].count("user") == 2
-    assert all(f"assistant {word} <|im_end|>" in body["text"] for word in talk._answers)
+    prompt = talk.prompt(3)
+    assert prompt.screens == ["url2", "url3"]
+    assert prompt.text.count("<|image_pad|>") == prompt.text.count("user") == 2
+    assert all(f"assistant {word} <|im_end|>" in prompt.text for word in talk._answers)
 
 
 def test_screenshots_differ_and_are_as_large_as_a_desktops() -> None:

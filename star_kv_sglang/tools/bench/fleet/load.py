@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import httpx
-
 from star_kv_sglang.tools.bench.fleet.history import History
-from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.client import EngineClient, Prompt, Stream
+from star_kv_sglang.tools.bench.serve.conversation import SCREEN, branch_name
 
-_SCREEN = "<|vision_start|><|image_pad|><|vision_end|>"
 _SHARED_SEED = 1_000_000
 
 
@@ -57,24 +54,6 @@ class Load:
         return sorted({self.seed(branch, turn) for branch in range(self.branches) for turn in range(self.turns)})
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One turn as the client saw it.
-
-    Attributes:
-        start_s, first_s, end_s: When it was sent, when its first token and its last came, on one clock.
-        prompt_tokens, cached_tokens: As the server counts them.
-        sent_bytes: Length of the request's body.
-    """
-
-    start_s: float
-    first_s: float
-    end_s: float
-    prompt_tokens: int
-    cached_tokens: int
-    sent_bytes: int
-
-
 class Branch:
     """One agent's conversation.
 
@@ -88,69 +67,40 @@ class Branch:
         self._number, self._load, self._screenshots = number, load, screenshots
         self._answers: list[str] = []
 
-    def body(self, turn: int, *, answer_tokens: int | None = None) -> bytes:
-        """The request of a turn. A dropped screenshot takes the user's message around it along."""
+    def prompt(self, turn: int) -> Prompt:
+        """What the agent sends in a turn. A dropped screenshot takes the user's message around it along."""
         load = self._load
         parts, images = [], []
         for index in range(turn + 1):
             if index >= load.history.first_shown(turn):
                 who = self._number // load.group_size if index < load.shared else self._number
-                words = f"w{100 + index} w{200 + who % 700} w{10 + who // 700}"
-                parts.append(f"<|im_start|> user {words} {_SCREEN} w50 w51 <|im_end|>")
+                parts.append(f"<|im_start|> user w{100 + index} {branch_name(who)} {SCREEN} w50 w51 <|im_end|>")
                 images.append(self._screenshots[load.seed(self._number, index)])
             if index < turn:
                 parts.append(f"<|im_start|> assistant {self._answers[index]} <|im_end|>")
-        sampling = {
-            "temperature": 0,
-            "max_new_tokens": answer_tokens or load.answer_tokens,
-            "ignore_eos": True,
-            "stream_interval": load.answer_tokens,
-        }
-        request = {
-            "text": " ".join([*parts, "<|im_start|> assistant"]),
-            "image_data": images,
-            "sampling_params": sampling,
-            "stream": True,
-        }
-        return json.dumps(request).encode()
+        return Prompt(" ".join([*parts, "<|im_start|> assistant"]), images)
 
-    async def ask(self, http: httpx.AsyncClient, turn: int, *, again: bool = False) -> Turn:
+    async def ask(self, client: EngineClient, turn: int, *, again: bool = False) -> Stream:
         """Take a turn; with ``again`` one token of a turn that was taken before.
 
         Raises:
             ServeBenchError: The server refused it or broke off.
         """
-        body = self.body(turn, answer_tokens=1 if again else None)
-        start, first, text, meta = time.perf_counter(), 0.0, "", {}
-        headers = {"content-type": "application/json"}
-        try:
-            async with http.stream("POST", "/generate", content=body, headers=headers) as response:
-                if response.is_error:
-                    raise ServeBenchError(f"/generate answered {response.status_code}: {(await response.aread())!r}")
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    event = json.loads(line[6:])
-                    if "error" in event:
-                        raise ServeBenchError(f"/generate: {event['error']}")
-                    first = first or time.perf_counter()
-                    text, meta = event["text"], event["meta_info"]
-        except httpx.HTTPError as error:
-            raise ServeBenchError(f"/generate broke off: {type(error).__name__}: {error}") from error
+        length = 1 if again else self._load.answer_tokens
+        answer = await client.ask(self.prompt(turn), max_new_tokens=length, stream_interval=self._load.answer_tokens)
         if not again:
-            self._answers.append(text.strip())
-        end = time.perf_counter()
-        return Turn(start, first, end, int(meta["prompt_tokens"]), int(meta["cached_tokens"]), len(body))
+            self._answers.append(answer.text.strip())
+        return answer
 
 
 async def play(
-    load: Load, http: httpx.AsyncClient, screenshots: Mapping[int, str], *, until_s: float, on_turn: Callable[[], None]
-) -> tuple[list[Turn], list[Branch]]:
+    load: Load, client: EngineClient, screenshots: Mapping[int, str], *, until_s: float, on_turn: Callable[[], None]
+) -> tuple[list[Stream], list[Branch]]:
     """Let all branches take their turns.
 
     Args:
         load: What they do.
-        http: The server.
+        client: Of the server.
         screenshots: Data URLs by seed.
         until_s: On `time.perf_counter`'s clock: no turn begins later.
         on_turn: Called behind every turn.
@@ -158,14 +108,14 @@ async def play(
     Returns:
         The turns in the order in which they ended, and the branches.
     """
-    turns: list[Turn] = []
+    turns: list[Stream] = []
     branches = [Branch(number, load, screenshots) for number in range(load.branches)]
 
     async def live(branch: Branch) -> None:
         for turn in range(load.num_played):
             if time.perf_counter() > until_s:
                 return
-            turns.append(await branch.ask(http, turn))
+            turns.append(await branch.ask(client, turn))
             on_turn()
             await asyncio.sleep(load.think_s)
 

@@ -12,11 +12,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from star_kv_sglang.cpu_mode import is_gpu_present
-from star_kv_sglang.tools.bench.fleet.load import Branch, Load, Turn, play
+from star_kv_sglang.tools.bench.fleet.load import Branch, Load, play
 from star_kv_sglang.tools.bench.fleet.watch import Watch
+from star_kv_sglang.tools.bench.serve.client import EngineClient, Stream
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 from star_kv_sglang.tools.bench.serve.results import Figure, Results
 from star_kv_sglang.tools.bench.serve.server import GPU_ARGUMENTS, STOCK, Policy, policy_server
@@ -25,6 +24,7 @@ from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.server import free_port
 
 _PHASE: Final = "fleet"
+_SILENCE_S: Final = 600.0
 _REPEATS: Final = 5
 """Requests that are wholly cached, one after the other, behind the fleet."""
 _WARM_UP_BRANCH: Final = 600
@@ -148,10 +148,9 @@ class Run:
             return 0.0
 
     async def _play(self, server: Server, load: Load, url: str, port: int, phase: str) -> float:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(base_url=url, timeout=600.0, limits=limits) as http:
+        async with EngineClient(url, timeout_s=_SILENCE_S) as client:
             self.say(f"{server.label}: warm-up")
-            await _warm_up(http, load, self.screenshots)
+            await _warm_up(client, load, self.screenshots)
             done = 0
 
             def on_turn() -> None:
@@ -161,14 +160,16 @@ class Run:
 
             with Watch(port) as watch:
                 until = time.perf_counter() + self.plan.most_seconds
-                turns, branches = await play(load, http, self.screenshots, until_s=until, on_turn=on_turn)
+                turns, branches = await play(load, client, self.screenshots, until_s=until, on_turn=on_turn)
             if not turns:
                 raise ServeBenchError("no turn ended in time")
             whole = len(turns) == load.branches * load.num_played
             again = (
-                [await branches[0].ask(http, load.num_played - 1, again=True) for _ in range(_REPEATS)] if whole else []
+                [await branches[0].ask(client, load.num_played - 1, again=True) for _ in range(_REPEATS)]
+                if whole
+                else []
             )
-            await self._note_server(server, http, phase)
+            await self._note_server(server, client, phase)
         figures = _figures(turns, again, watch)
         note = f"{load.num_played} turns, {load.history}"
         note += f", groups of {load.group_size} share {load.shared}" if load.shared else ""
@@ -177,14 +178,14 @@ class Run:
         self.results.add(*(Figure(server.label, phase, name, value, **at) for name, value in figures.items()))  # type: ignore[arg-type]
         return figures["turns_per_s"] or 0.0
 
-    async def _note_server(self, server: Server, http: httpx.AsyncClient, phase: str) -> None:
+    async def _note_server(self, server: Server, client: EngineClient, phase: str) -> None:
         """Slots of its pool, so that a ratio's reader sees what both had."""
-        info = (await http.get("/server_info", follow_redirects=True)).json()
+        info = await client.server_info()
         slots = info.get("max_total_num_tokens") or (info.get("internal_states") or [{}])[0].get("max_total_num_tokens")
         self.results.add(Figure(server.label, phase, "pool_slots", slots and float(slots)))
 
 
-async def _warm_up(http: httpx.AsyncClient, load: Load, screenshots: Mapping[int, str]) -> None:
+async def _warm_up(client: EngineClient, load: Load, screenshots: Mapping[int, str]) -> None:
     """Compile what is compiled late, with screenshots of the fleet but under other words, and forget all of it."""
     short = Load(branches=2, turns=2, history=load.history, answer_tokens=4)
     numbers = [_WARM_UP_BRANCH + number for number in range(short.branches)]
@@ -192,16 +193,14 @@ async def _warm_up(http: httpx.AsyncClient, load: Load, screenshots: Mapping[int
     pictures = dict(zip(seeds, cycle(screenshots.values()), strict=False))
     talks = [Branch(number, short, pictures) for number in numbers]
     for turn in range(short.turns):
-        await asyncio.gather(*(talk.ask(http, turn) for talk in talks))
-    response = await http.post("/flush_cache?timeout=30", json={})
-    if response.is_error:
-        raise ServeBenchError(f"/flush_cache answered {response.status_code}: {response.text[:200]}")
+        await asyncio.gather(*(talk.ask(client, turn) for talk in talks))
+    await client.flush()
 
 
-def _figures(turns: Sequence[Turn], again: Sequence[Turn], watch: Watch) -> dict[str, float | None]:
+def _figures(turns: Sequence[Stream], again: Sequence[Stream], watch: Watch) -> dict[str, float | None]:
     """Figures by name, with their units."""
-    wall = max(turn.end_s for turn in turns) - min(turn.start_s for turn in turns)
-    ttft = [turn.first_s - turn.start_s for turn in turns]
+    wall = max(turn.chunks[-1][0] for turn in turns) - min(turn.sent_s for turn in turns)
+    ttft = [turn.ttft_s for turn in turns]
     prompt, cached = sum(turn.prompt_tokens for turn in turns), sum(turn.cached_tokens for turn in turns)
     speed = len(turns) / wall
     figures: dict[str, float | None] = {
@@ -217,7 +216,7 @@ def _figures(turns: Sequence[Turn], again: Sequence[Turn], watch: Watch) -> dict
     if watch.gpu_busy is not None:
         figures["gpu_busy"] = watch.gpu_busy
     if again:
-        figures["cached_request_s_p50"] = percentile([turn.first_s - turn.start_s for turn in again], 0.5)
+        figures["cached_request_s_p50"] = percentile([turn.ttft_s for turn in again], 0.5)
     return figures
 
 

@@ -22,11 +22,11 @@ class Prompt:
 
     Attributes:
         text: the whole conversation, with a placeholder for each screenshot.
-        screens: PNG files, in the order of the placeholders.
+        screens: PNG files or data URLs, in the order of the placeholders.
     """
 
     text: str
-    screens: Sequence[Path]
+    screens: Sequence[Path | str]
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class Stream:
         meta: the server's last report on the request.
         sent_s: when it was sent.
         done: whether it has ended.
+        sent_bytes: length of the request's body.
     """
 
     chunks: list[tuple[float, int]] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Stream:
     meta: dict[str, Any] = field(default_factory=dict)
     sent_s: float = 0.0
     done: bool = False
+    sent_bytes: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -126,6 +128,7 @@ class EngineClient:
         answer.sent_s = time.perf_counter()
         try:
             async with self._http.stream("POST", "/generate", json=body) as response:
+                answer.sent_bytes = len(response.request.content)
                 if response.is_error:
                     raise ServeBenchError(f"/generate answered {response.status_code}: {(await response.aread())!r}")
                 async for line in response.aiter_lines():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from star_kv_sglang.tools.bench.serve.client import Prompt
 
-_SCREEN = "<|vision_start|><|image_pad|><|vision_end|>"
+SCREEN = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Conversation:
 
     def shown(self, screen: Path, *, number: int = 0) -> Conversation:
         """With one more screenshot of the user, and words that only the branch of this number says."""
-        words = f"w{100 + len(self.screens)} {_name(number)}"
-        turn = f"<|im_start|> user {words} {_SCREEN} w50 w51 w52 w53 <|im_end|><|im_start|> assistant"
+        words = f"w{100 + len(self.screens)} {branch_name(number)}"
+        turn = f"<|im_start|> user {words} {SCREEN} w50 w51 w52 w53 <|im_end|><|im_start|> assistant"
         return Conversation(self.text + turn, (*self.screens, screen))
 
     def answered(self, answer: str) -> Conversation:
@@ -40,12 +40,12 @@ class Conversation:
 
 def branch(number: int, screens: Sequence[Path], num_screens: int) -> Conversation:
     """A conversation whose history is one prompt: nothing after its first words is shared with another branch."""
-    talk = Conversation(f"<|im_start|> system {_name(number)} <|im_end|>")
+    talk = Conversation(f"<|im_start|> system {branch_name(number)} <|im_end|>")
     for index in range(num_screens):
         talk = talk.shown(screens[(number + index) % len(screens)])
     return talk
 
 
-def _name(number: int) -> str:
+def branch_name(number: int) -> str:
     """Two words for each number below 56,000, out of the thousand that the smallest tokenizer has."""
     return f"w{200 + number % 700} w{10 + number // 700}"
