@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from star_kv_sglang.engine import request_params, runtime
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.images import runtime as images
+from star_kv_sglang.images import upload
 
 if TYPE_CHECKING:
     from sglang.srt.beam_search.coordinator import BeamCoordinator
@@ -105,6 +108,24 @@ def after_validate_dllm_request(result: str | None, scheduler: Scheduler, req: R
     return result or request_params.problem_of(req.sampling_params.custom_params)
 
 
+def around_move_items_to_device(
+    original: Callable[..., None], items: Sequence[Any], device: torch.device, data_embedding_func: Any
+) -> None:
+    """Upload features of new screenshots from pinned memory."""
+    tower = getattr(getattr(data_embedding_func, "__self__", None), "visual", None)
+    upload.require_whole(items, getattr(tower, "dtype", torch.float32))
+    upload.pin(items, device)
+    original(items, device, data_embedding_func)
+
+
+def around_batch_encode_per_image_misses(
+    original: Callable[..., Any], data_embedding_func: Any, per_image_requests: Sequence[Any], device: torch.device
+) -> Any:
+    """Let features that are uploaded stay on the CPU too."""
+    with upload.kept_on_host(item for request in per_image_requests for item in request.items):
+        return original(data_embedding_func, per_image_requests, device)
+
+
 def after_generate_contract_error(result: str | None, body: Any) -> str | None:
     """Tell the client of ``/generate`` what is wrong with its kv_* keys; SGLang knows no better place for them."""
     from sglang.srt.managers.io_struct import GenerateReqInput
@@ -145,9 +166,19 @@ def _receiver_takes_addresses() -> bool:
     return is_one_node and io_struct._USE_PICKLE_IPC and not get_serving().skip_tokenizer_init
 
 
+@cache
+def _tower_dtype() -> torch.dtype | None:
+    """The vision tower rounds features to this before all else; None where that is not sure."""
+    from sglang.srt.runtime_context import process_model_config
+
+    config = process_model_config()
+    return config.dtype if config.quantization is None else None
+
+
 async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
     """Process new screenshots and move their features into shared memory, once, beside the event loop."""
-    run, move = partial(asyncio.get_running_loop().run_in_executor, images.worker()), images.store().move_artifacts
+    run = partial(asyncio.get_running_loop().run_in_executor, images.worker())
+    move = partial(images.store().move_artifacts, dtype=_tower_dtype())
     if processor.mm_processor_executor is None:
         # SGLang would process them on the event loop, and every other request would wait. One job for both steps: of
         # requests that come together the first goes on while the others are processed.

@@ -93,6 +93,24 @@ HOOKS = (
         remove_when="plugins can check requests",
         hook="after_validate_dllm_request",
     ),
+    Seam(
+        target="sglang.srt.managers.mm_schedule._move_items_to_device",
+        kind=SeamKind.AROUND,
+        signature="(items, device, data_embedding_func)",
+        why="a screenshot's features are uploaded from pinned memory: the host does not wait for the step before",
+        upstream="srt/managers/mm_schedule.py",
+        remove_when="SGLang uploads features from pinned memory",
+        hook="around_move_items_to_device",
+    ),
+    Seam(
+        target="sglang.srt.managers.mm_schedule._batch_encode_per_image_misses",
+        kind=SeamKind.AROUND,
+        signature="(data_embedding_func, per_image_requests, device)",
+        why="uploaded features are not copied back: the host would wait for the vision tower in the middle of a step",
+        upstream="srt/managers/mm_schedule.py",
+        remove_when="SGLang keeps the features that it uploaded from the CPU",
+        hook="around_batch_encode_per_image_misses",
+    ),
 )
 
 REQUEST_HOOKS = (

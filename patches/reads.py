@@ -182,6 +182,11 @@ READS: tuple[Seam, ...] = (
     *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "mm_processor_executor", _FEATURES),
     *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "prepare_artifact_batch", _FEATURES, SeamKind.CALL),
     *_used("multimodal.processors.qwen_vl.QwenVLImagePreprocessArtifact", "feature", _FEATURES),
+    _called("runtime_context.process_model_config", "()", _FEATURES),
+    *_used("configs.model_config.ModelConfig", "dtype quantization", _FEATURES),
+    *_used("managers.mm_schedule.PerImageRequestInfo", "items", _FEATURES),
+    *_used("models.qwen2_vl.Qwen2VLForConditionalGeneration", "visual", _FEATURES),
+    *_used("models.qwen2_vl.Qwen2VisionTransformer", "dtype", _FEATURES),
     *_used(
         "managers.mm_utils.ShmPointerMMData",
         "materialize close_and_unlink __getstate__ __setstate__",

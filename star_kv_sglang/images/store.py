@@ -45,14 +45,16 @@ class FeatureStore:
         self._segments = WeakIdKeyDictionary()
         self._held_by_request = WeakIdKeyDictionary()
 
-    def move(self, feature: torch.Tensor) -> torch.Tensor:
+    def move(self, feature: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The same values in shared memory; the tensor itself where there is no room.
 
         Args:
             feature: On the CPU, contiguous.
+            dtype: That the vision tower computes with, to which it would round them first of all; None: as they are.
         """
+        dtype = feature.dtype if dtype is None or not feature.is_floating_point() else dtype
         try:
-            segment = Segment(feature.nbytes)
+            segment = Segment(feature.numel() * dtype.itemsize)
         except OSError as error:
             if not self.counters.num_not_moved:
                 logger.warning(
@@ -61,16 +63,16 @@ class FeatureStore:
                 )  # fmt: skip
             self.counters.num_not_moved += 1
             return feature
-        moved = torch.frombuffer(segment.memory, dtype=feature.dtype).reshape(feature.shape)
+        moved = torch.frombuffer(segment.memory, dtype=dtype).reshape(feature.shape)
         moved.copy_(feature)
         self._segments[moved] = segment
         self.counters.num_moved += 1
         return moved
 
-    def move_artifacts(self, artifacts: Iterable[Any]) -> list[Any]:
+    def move_artifacts(self, artifacts: Iterable[Any], dtype: torch.dtype | None = None) -> list[Any]:
         """Processed images with their features in shared memory; those that are not on the CPU stay as they are."""
         return [
-            replace(one, feature=self.move(one.feature))
+            replace(one, feature=self.move(one.feature, dtype))
             if isinstance(one.feature, torch.Tensor) and one.feature.is_cpu and one.feature.nbytes
             else one
             for one in artifacts

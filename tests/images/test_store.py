@@ -77,6 +77,16 @@ def test_what_travels_is_small() -> None:
     assert store.counters.num_unsent_bytes == 4_000_000
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_are_rounded_as_the_vision_tower_would_and_take_half_the_memory(dtype: torch.dtype) -> None:
+    store, feature = FeatureStore(), torch.randn(300, 40)
+    moved = store.move(feature, dtype)
+    assert torch.equal(moved, feature.type(dtype))
+    assert moved.untyped_storage().nbytes() == feature.nbytes // 2
+    whole = store.move(torch.arange(4, dtype=torch.uint8), dtype)
+    assert whole.dtype == torch.uint8
+
+
 def test_a_feature_lives_as_long_as_the_cache_or_a_request_holds_it() -> None:
     store, before = FeatureStore(), num_segments()
     moved, request = store.move(torch.ones(100)), Request()
