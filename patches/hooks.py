@@ -112,6 +112,7 @@ def around_move_items_to_device(
     original: Callable[..., None], items: Sequence[Any], device: torch.device, data_embedding_func: Any
 ) -> None:
     """Upload features of new screenshots from pinned memory."""
+    runtime.get().counters.num_encoded_images += len(items)
     tower = getattr(getattr(data_embedding_func, "__self__", None), "visual", None)
     upload.require_whole(items, getattr(tower, "dtype", torch.float32))
     upload.pin(items, device)

@@ -183,6 +183,8 @@ READS: tuple[Seam, ...] = (
     *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "prepare_artifact_batch", _FEATURES, SeamKind.CALL),
     *_used("multimodal.processors.qwen_vl.QwenVLImagePreprocessArtifact", "feature", _FEATURES),
     _called("runtime_context.process_model_config", "()", _FEATURES),
+    *_used("environ.Envs", "SGLANG_VLM_CACHE_SIZE_MB", _FEATURES),
+    _called("utils.common.get_device_memory_capacity", "(device=None)", _FEATURES),
     *_used("configs.model_config.ModelConfig", "dtype quantization", _FEATURES),
     *_used("managers.mm_schedule.PerImageRequestInfo", "items", _FEATURES),
     *_used("models.qwen2_vl.Qwen2VLForConditionalGeneration", "visual", _FEATURES),

@@ -18,13 +18,21 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 from sglang.srt.arg_groups.arg_utils import Arg
-from sglang.srt.arg_groups.overrides import declare_resolution, is_attention_backend_not_set, resolving_view
+from sglang.srt.arg_groups.overrides import (
+    declare_resolution,
+    is_attention_backend_not_set,
+    model_config_of,
+    resolving_view,
+)
+from sglang.srt.environ import envs
 from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils import get_device_memory_capacity
 
 from star_kv_sglang import compat
 from star_kv_sglang.config import FULL, PolicyConfig
 from star_kv_sglang.errors import ConfigError, StarKVError, UnsupportedSetupError
 from star_kv_sglang.flags import HELP
+from star_kv_sglang.images.embeddings import embedding_cache_mb
 from star_kv_sglang.limits import WHOLE
 
 logger = logging.getLogger(__name__)
@@ -71,6 +79,26 @@ def default_image_cache_mb() -> int:
         with suppress(OSError, ValueError):
             memory.append(int(file.read_text(encoding="ascii")))
     return min(MOST_IMAGE_CACHE_MB, min(memory) // 2**20 // IMAGE_CACHE_SHARE)
+
+
+def embedding_cache_of(record: ServerArgs) -> int | None:
+    """MiB of the vision tower's embeddings that follow from the branches in flight; None on a CPU, or without a tower.
+
+    SGLang keeps five screenshots of a 7B model, or none for models that it takes to see each picture once.
+
+    Args:
+        record: Resolved arguments.
+    """
+    config = model_config_of(record)
+    vision = getattr(config.hf_config, "vision_config", None)
+    memory_mb = get_device_memory_capacity(record.device) if compat.gpu_is_present() else None
+    if not memory_mb or vision is None:
+        return None
+    layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    branches = resolving_view(record).max_running_requests
+    return embedding_cache_mb(
+        config.hidden_size * layers, config.dtype.itemsize, branches=branches, memory_mb=memory_mb
+    )
 
 
 class StarServerArgs(ServerArgs):
@@ -144,11 +172,16 @@ class StarServerArgs(ServerArgs):
         if config.active or self.kv_image_cache_mb is not None:
             compat.require_supported_sglang()
         self._size_image_cache(with_a_policy=config.active)
+        is_sized = envs.SGLANG_VLM_CACHE_SIZE_MB.is_set()
         if config.active:
             self._resolve_with_a_policy()
         else:
             super().resolve_once()
         if self._keeps_images(with_a_policy=config.active):
+            size = embedding_cache_of(self)
+            if size is not None and not is_sized:
+                # The processes that SGLang starts inherit it.
+                envs.SGLANG_VLM_CACHE_SIZE_MB.set(size)
             for call in _with_an_image_cache:
                 call()
 

@@ -33,14 +33,15 @@ class Runtime:
     Attributes:
         config: Likewise.
         memory: What is taken beside K and V.
+        counters: What has happened so far.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
         self._policy = policy_class(config.policy)(config.chosen_params())
         self.memory = MemoryPlan(config, self._policy)
-        self._counters = PolicyCounters()
-        self._faults = FaultLog(self._counters)
+        self.counters = PolicyCounters()
+        self._faults = FaultLog(self.counters)
         self._parts: ModelParts | None = None
         self._tree: StarRadixCache | None = None
         self._engine: PolicyEngine | None = None
@@ -75,7 +76,7 @@ class Runtime:
         if self._parts is None or self._tree is None or self.memory.room is None:
             raise RuntimeError("SGLang's scheduler is there before its pool, model and tree; its order has changed")
         context = EngineContext(
-            self.config, self._policy, self._parts, self._tree, self._counters, self._faults, self.memory.room
+            self.config, self._policy, self._parts, self._tree, self.counters, self._faults, self.memory.room
         )
         self._engine = PolicyEngine(context, scheduler)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -33,6 +34,8 @@ class Held:
         num_hits: Of the image cache, after the turns.
         trusted: The last turn once more, with other bytes under the hashes of its screenshots.
         sharing: What the store of features did meanwhile.
+        num_encoded: Screenshots that passed the vision tower in the turns, and then of one that four branches, under
+            four salts and at the same moment, have just seen.
     """
 
     answers: list[Answer]
@@ -40,6 +43,7 @@ class Held:
     num_hits: int
     trusted: Answer
     sharing: FeatureCounters
+    num_encoded: tuple[int, int]
 
 
 def png(seed: int) -> bytes:
@@ -68,6 +72,7 @@ def hold(engine: TestEngine, trace: Path) -> Held:
     """Hold the conversation; ask for its last turn again, and once more with bytes that nobody should read."""
     chats, before = prompts(), replace(runtime.store().counters)
     answers = [engine.answer(chat, NUM_OUTPUT, logprob_from=0, rid=f"turn{i}") for i, chat in enumerate(chats)]
+    in_turns = engine.stats()["num_encoded_images"]
     num_hits: int = engine.engine.tokenizer_manager.mm_processor.mm_preprocess_cache.stats()["hits"]
     answers.append(engine.answer(chats[-1], NUM_OUTPUT, logprob_from=0, rid="again", extra_key="a"))
     hashes = [f"sha256:{hashlib.sha256(png(turn)).hexdigest()}" for turn in range(NUM_TURNS)]
@@ -76,7 +81,17 @@ def hold(engine: TestEngine, trace: Path) -> Held:
     kept = [(drop.rid, drop.start, drop.kept.tolist()) for drop in read_drops(trace) if drop.rid != "trusted"]
     after = runtime.store().counters
     sharing = FeatureCounters(**{name: value - getattr(before, name) for name, value in asdict(after).items()})
-    return Held(answers, kept, num_hits, trusted, sharing)
+    seen = Chat(Chat().ask(question(5), screenshot(5, 6, 6, 28)).text, (url(png(5)),))  # type: ignore[arg-type]
+    before_branches = engine.stats()["num_encoded_images"]
+
+    async def branches() -> None:
+        async with engine.held():
+            tasks = [await engine.queue(seen, 1, extra_key=f"branch{number}") for number in range(4)]
+        await asyncio.gather(*tasks)
+
+    engine.run(branches())
+    num_encoded = in_turns, engine.stats()["num_encoded_images"] - before_branches
+    return Held(answers, kept, num_hits, trusted, sharing, num_encoded)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +127,10 @@ def test_a_trusted_hash_stands_for_the_bytes(both: tuple[Held, Held]) -> None:
     plain, cached = both
     assert cached.trusted.logprobs == cached.answers[-1].logprobs
     assert plain.trusted.logprobs != plain.answers[-1].logprobs, "other bytes are another prompt"
+
+
+def test_the_vision_tower_runs_once_for_each_screenshot(both: tuple[Held, Held]) -> None:
+    assert [held.num_encoded for held in both] == [(NUM_TURNS, 1), (NUM_TURNS, 1)]
 
 
 def test_features_move_once_and_travel_never(both: tuple[Held, Held]) -> None:

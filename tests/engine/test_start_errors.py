@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,19 @@ def test_what_sglang_cannot_resolve_does_not_hide_what_is_refused(
         parse(checkpoint("qwen2_5_vl"), **STAR, speculative_algorithm="EAGLE")
     with pytest.raises(ValueError, match="SGLang's own"):
         parse(checkpoint("qwen2_5_vl"), **STAR)
+
+
+def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from star_kv_sglang import server_args
+
+    monkeypatch.delenv("SGLANG_VLM_CACHE_SIZE_MB", raising=False)
+    record = parse(checkpoint("qwen2_5_vl"), **STAR)
+    assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ, "a CPU keeps SGLang's size"
+    monkeypatch.setattr(server_args.compat, "gpu_is_present", lambda: True)
+    monkeypatch.setattr(server_args, "get_device_memory_capacity", lambda device: 81_559.0)
+    assert server_args.embedding_cache_of(record) == 100, "SGLang's own size at least: the model is small"
 
 
 def test_a_cpu_without_the_cpu_engine_is_told_how_to_turn_it_on(
