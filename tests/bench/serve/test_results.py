@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+from star_kv_sglang.tools.bench.serve.machine import first_gpu
 from star_kv_sglang.tools.bench.serve.plot import draw
 from star_kv_sglang.tools.bench.serve.results import COLUMNS, Figure, Machine, Results, read_runs
 from star_kv_sglang.tools.bench.serve.summary import newest
@@ -80,3 +81,15 @@ def test_another_table_is_not_appended_to(tmp_path: Path) -> None:
 def test_the_plot_takes_incomplete_runs(tmp_path: Path) -> None:
     draw(FIGURES, tmp_path / "serve.png", title="serve")
     assert (tmp_path / "serve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("visible", "first"), [(None, "0"), ("", "0"), ("2,3", "2"), (" GPU-5ab , 1", "GPU-5ab")], ids=str
+)
+def test_the_gpu_that_is_looked_at_is_the_first_that_is_seen(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, first: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert first_gpu() == first

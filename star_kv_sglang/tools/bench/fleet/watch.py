@@ -10,6 +10,7 @@ from types import TracebackType
 import psutil
 
 from star_kv_sglang.cpu_mode import is_gpu_present
+from star_kv_sglang.tools.bench.serve.machine import first_gpu
 
 _PERIOD_S = 0.1
 _ROLES = ("scheduler", "detokenizer")
@@ -57,7 +58,8 @@ class Watch:
         import pynvml
 
         pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name = first_gpu()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(name)
         while not self._done.wait(_PERIOD_S):
             self._samples.append(int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -33,6 +34,11 @@ def short_name(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia ")).strip("-")
 
 
+def first_gpu() -> str:
+    """Index or UUID of the GPU that this process and its servers see first, as the driver counts them."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+
+
 def gpu_used_gib() -> float | None:
     """Memory in use on the first GPU, of all processes; None without a GPU."""
     return float(_query("memory.used")) / 1024 if is_gpu_present() else None
@@ -44,5 +50,5 @@ def _gpu() -> tuple[str, float, str]:
 
 
 def _query(what: str) -> str:
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "-i", first_gpu(), f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
