@@ -73,15 +73,12 @@ def after_init_running_status(result: None, scheduler: Scheduler) -> None:
 def after_is_disable_overlap_for_batch(
     result: bool, scheduler: Scheduler, batch: ScheduleBatch | None, last_batch: ScheduleBatch | None
 ) -> bool:
-    """Handle a prefill's result before the next step starts when the result prunes.
-
-    Otherwise the prompt's first decode step would see the history whole or pruned depending on what else is scheduled.
-    """
+    """Handle a prefill's result before a step that must see its prompts pruned."""
     del scheduler
     engine = runtime.engine()
     if batch is not None:
         engine.note_scheduled(batch)
-    return result or (last_batch is not None and engine.awaits_prune(last_batch))
+    return result or (last_batch is not None and engine.must_prune_before(batch, last_batch))
 
 
 def after_get_internal_state(

@@ -61,7 +61,8 @@ HOOKS = (
         target="sglang.srt.managers.scheduler.Scheduler.is_disable_overlap_for_batch",
         kind=SeamKind.AFTER,
         signature="(self, batch, last_batch)",
-        why="a prompt is pruned before its first decode step: outputs do not depend on what else is scheduled",
+        why="a prompt is pruned before its first decode step: outputs do not depend on what else is scheduled; a "
+        "prefill that follows sees none of its rows",
         upstream="srt/managers/scheduler.py",
         remove_when="the prune is queued on the device in the same step as the prefill",
         hook="after_is_disable_overlap_for_batch",

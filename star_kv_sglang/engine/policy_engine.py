@@ -29,6 +29,7 @@ class PolicyEngine(CacheListener):
 
     def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
         self._prunes = context.config.prunes
+        self._has_token_budget = context.config.token_budget is not None
         self._faults = context.faults
         self._observer = context.parts.observer
         self._requests = Requests(context.parts.merge_size, context.faults)
@@ -62,13 +63,29 @@ class PolicyEngine(CacheListener):
         """Whether a request of the batch has been scored and waits to be pruned."""
         return self._requests.any_scored and any(map(self._requests.is_scored, batch.reqs))
 
+    def must_prune_before(self, batch: ScheduleBatch | None, last_batch: ScheduleBatch) -> bool:
+        """Whether the result of the step before, and its prunes with it, comes before the next step is queued.
+
+        A prompt is pruned before its first decode step: otherwise that would see the history whole or pruned depending
+        on what else is scheduled. A prefill sees no row of the step before, so that the GPU goes on with it while the
+        host prunes; only a token budget for the tree may cut into rows of other requests, and waits for quiet.
+
+        Args:
+            batch: The next step; None where there is none.
+            last_batch: The step before.
+        """
+        if not self.awaits_prune(last_batch):
+            return False
+        is_prefill = batch is not None and batch.forward_mode.is_extend() and not batch.decoding_reqs
+        return not is_prefill or self._has_token_budget
+
     def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
         """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
         self._label(tree, stored)
         if not stored.ends_prompt:
             return
         if self._pruning.prune(stored) and not self._requests.any_scored:
-            # The step after a prefill that was scored waits for its result: no row of a running request is in use.
+            # With a token budget the next step waits for this one's result: no row of a running request is in use.
             self._memory.hold_budget(self._requests.running())
         self._telemetry.tell(stored)
         self._telemetry.publish()
