@@ -23,6 +23,7 @@ def install_flags() -> None:
     from star_kv_sglang.server_args import StarServerArgs, call_with_a_policy, call_with_an_image_cache
 
     call_with_a_policy(install_request_checks)
+    call_with_a_policy(_name_http_app)
     call_with_an_image_cache(install_image_sharing)
     HookRegistry.register(FLAGS.target, StarServerArgs, HookType.REPLACE)
     # Engine binds the class when its module is imported, before hooks apply.
@@ -49,12 +50,34 @@ def activate() -> None:
 
 
 def install_request_checks() -> None:
-    """Put the checks of requests in place in the process that answers clients; once is enough.
+    """Put the checks of requests in place in a process that answers clients; once is enough.
 
     Raises:
         SeamMovedError: SGLang did not take one.
     """
-    _install_late(REQUEST_HOOKS)
+    _install_late(request_hooks())
+
+
+def request_hooks() -> tuple[Seam, ...]:
+    """The checks of the APIs that this process has: SGLang leaves one out whose libraries are not installed."""
+    return tuple(seam for seam in REQUEST_HOOKS if _is_importable(seam.target))
+
+
+def _is_importable(target: str) -> bool:
+    try:
+        pkgutil.resolve_name(target)
+    except ImportError:
+        return False
+    return True
+
+
+def _name_http_app() -> None:
+    """Several processes that answer clients import their app by this name, and load no plugins."""
+    from sglang.srt.environ import envs
+
+    from star_kv_sglang.compat import HTTP_APP
+
+    envs.SGLANG_HTTP_SERVER_APP_PATH.set(HTTP_APP)
 
 
 def install_image_sharing() -> None:

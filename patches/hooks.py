@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from star_kv_sglang.engine import request_params, runtime
+from star_kv_sglang import request_params
+from star_kv_sglang.engine import runtime
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.images import runtime as images
 from star_kv_sglang.images import upload
 
 if TYPE_CHECKING:
     from sglang.srt.beam_search.coordinator import BeamCoordinator
+    from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
+    from sglang.srt.entrypoints.grpc_bridge import RuntimeHandle
     from sglang.srt.entrypoints.openai.protocol import OpenAIServingRequest
     from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
+    from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
     from sglang.srt.managers.io_struct import GetInternalStateReqOutput
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
@@ -142,7 +147,7 @@ async def around_handle_request(
     """Tell the client of an OpenAI endpoint what is wrong with its kv_* keys, before SGLang answers."""
     fields = type(request).model_fields
     if "custom_params" in fields:
-        # FastAPI has decoded it before. Requests by gRPC have no body of their own: they are checked when scheduled.
+        # FastAPI has decoded it before. A request by gRPC has no body of its own: it was checked before it was one.
         body = await raw_request.json() if hasattr(raw_request, "json") else {}
         try:
             request_params.check_openai_body(body, known=fields)
@@ -152,6 +157,85 @@ async def around_handle_request(
             # SGLang's own request to warm up: nobody would know its screenshot on a trace.
             request.custom_params = {"kv_trace": False, **(request.custom_params or {})}
     return await original(serving, request, raw_request)
+
+
+async def _problem_without_wishes(request: Any, raw_request: Any, endpoint: str) -> str | None:
+    """What is wrong with the kv_* keys of a request to an endpoint that hands none on; None where there are none."""
+    body = await raw_request.json()
+    try:
+        request_params.check_body_without_wishes(body, type(request).model_fields, endpoint=endpoint)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+async def around_create_responses(
+    original: Callable[..., Any], serving: OpenAIServingResponses, request: Any, raw_request: Any = None
+) -> Any:
+    """Tell the client of ``/v1/responses`` that nobody reads its kv_* keys."""
+    problem = None if raw_request is None else await _problem_without_wishes(request, raw_request, "/v1/responses")
+    return await original(serving, request, raw_request) if problem is None else serving.create_error_response(problem)
+
+
+async def around_handle_messages(
+    original: Callable[..., Any], serving: AnthropicServing, request: Any, raw_request: Any
+) -> Any:
+    """Tell the client of ``/v1/messages`` that nobody reads its kv_* keys."""
+    problem = await _problem_without_wishes(request, raw_request, "/v1/messages")
+    if problem is not None:
+        return serving._error_response(status_code=400, error_type="invalid_request_error", message=problem)
+    return await original(serving, request, raw_request)
+
+
+async def around_ollama_chat(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
+    """Tell the client of Ollama's ``/api/chat`` that nobody reads its kv_* keys."""
+    problem = await _problem_without_wishes(request, raw_request, "/api/chat")
+    return await original(serving, request, raw_request) if problem is None else _bad_request(problem)
+
+
+async def around_ollama_generate(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
+    """Tell the client of Ollama's ``/api/generate`` that nobody reads its kv_* keys."""
+    problem = await _problem_without_wishes(request, raw_request, "/api/generate")
+    return await original(serving, request, raw_request) if problem is None else _bad_request(problem)
+
+
+def _bad_request(problem: str) -> Any:
+    from sglang.srt.entrypoints.http_server import _create_error_response
+
+    return _create_error_response(ConfigError(problem))
+
+
+def _object_of(json_body: bytes) -> dict[str, Any]:
+    """The JSON object in a body; what holds none is SGLang's to refuse."""
+    try:
+        body = json.loads(json_body)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+async def around_run_openai_request(
+    original: Callable[..., Any],
+    handle: RuntimeHandle,
+    serving_key: str,
+    json_body: bytes,
+    chunk_callback: Any,
+    streaming: bool,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Tell the client of an OpenAI call by gRPC what is wrong with its kv_* keys, as SGLang tells of a wrong body."""
+    fields = handle._get_openai_request_class(serving_key).model_fields
+    # A body may be megabytes of screenshots, and most name no key of ours: SGLang alone parses those.
+    if "custom_params" in fields and request_params.PREFIX.encode() in json_body:
+        try:
+            request_params.check_openai_body(_object_of(json_body), known=fields)
+        except ConfigError as error:
+            told = json.dumps({"error": {"message": str(error), "type": "BadRequest"}}).encode()
+            status = {"error": str(error)} if streaming else {"status_code": 400}
+            handle._safe_callback(chunk_callback, told, finished=True, **status)
+            return
+    await original(handle, serving_key, json_body, chunk_callback, streaming, *args, **kwargs)
 
 
 def _receiver_takes_addresses() -> bool:

@@ -133,8 +133,50 @@ REQUEST_HOOKS = (
         remove_when="plugins can check requests",
         hook="around_handle_request",
     ),
+    *(
+        Seam(
+            target=f"sglang.srt.entrypoints.{method}",
+            kind=SeamKind.AROUND,
+            signature=f"(self, request, {raw_request})",
+            why="an endpoint that hands no custom_params on drops kv_* keys; its client is told with a 400",
+            upstream=f"srt/entrypoints/{upstream}",
+            remove_when="plugins can check requests",
+            hook=hook,
+        )
+        for method, raw_request, upstream, hook in (
+            (
+                "openai.serving_responses.OpenAIServingResponses.create_responses",
+                "raw_request=None",
+                "openai/serving_responses.py",
+                "around_create_responses",
+            ),
+            (
+                "anthropic.serving.AnthropicServing.handle_messages",
+                "raw_request",
+                "anthropic/serving.py",
+                "around_handle_messages",
+            ),
+            ("ollama.serving.OllamaServing.handle_chat", "raw_request", "ollama/serving.py", "around_ollama_chat"),
+            (
+                "ollama.serving.OllamaServing.handle_generate",
+                "raw_request",
+                "ollama/serving.py",
+                "around_ollama_generate",
+            ),
+        )
+    ),
+    Seam(
+        target="sglang.srt.entrypoints.grpc_bridge.RuntimeHandle._run_openai_request",
+        kind=SeamKind.AROUND,
+        signature="(self, serving_key, json_body, chunk_callback, streaming, trace_headers=None, "
+        "is_disconnected_fn=None)",
+        why="the body of an OpenAI call by gRPC, before its model drops keys that it does not know",
+        upstream="srt/entrypoints/grpc_bridge.py",
+        remove_when="plugins can check requests",
+        hook="around_run_openai_request",
+    ),
 )
-"""Hooks of the process that answers clients; put in place when its arguments ask for a policy."""
+"""Hooks of the processes that answer clients; put in place when their arguments ask for a policy."""
 
 IMAGE_HOOKS = (
     Seam(
@@ -184,6 +226,14 @@ EXTENSION_POINTS = (
         why="our tree is selected by name",
         upstream="srt/mem_cache/registry.py",
         remove_when="never: this is SGLang's public way",
+    ),
+    Seam(
+        target="sglang.srt.environ.Envs.SGLANG_HTTP_SERVER_APP_PATH",
+        kind=SeamKind.REGISTRY,
+        signature=None,
+        why="what each of several processes that answer clients imports: it loads no plugins",
+        upstream="srt/environ.py",
+        remove_when="SGLang loads plugins in every process that it starts",
     ),
     Seam(
         target="sglang.srt.layers.attention.attention_registry.ATTENTION_BACKENDS",

@@ -79,6 +79,23 @@ READS: tuple[Seam, ...] = (
         "(self, message, err_type='BadRequestError', status_code=400, param=None)",
         _CLIENTS,
     ),
+    _called(
+        "entrypoints.anthropic.serving.AnthropicServing._error_response",
+        "(self, status_code, error_type, message, exception_name=None)",
+        _CLIENTS,
+    ),
+    _called(
+        "entrypoints.openai.serving_responses.OpenAIServingResponses.create_error_response",
+        "(self, message, err_type='invalid_request_error', status_code=400, param=None)",
+        _CLIENTS,
+    ),
+    _called("entrypoints.http_server._create_error_response", "(e)", _CLIENTS),
+    _called("entrypoints.grpc_bridge.RuntimeHandle._get_openai_request_class", "(self, serving_key)", _CLIENTS),
+    _called(
+        "entrypoints.grpc_bridge.RuntimeHandle._safe_callback", "(self, chunk_callback, payload, **kwargs)", _CLIENTS
+    ),
+    *_used("entrypoints.http_server", "app", "the app of each of several processes that answer clients"),
+    *_used("environ.Envs", "SGLANG_RUST_SERVER", "a server that asks none of our checks", SeamKind.FLAG),
     _called("mem_cache.common.checkpoint_kv_cache", "(req, tree_cache)", _ENDS),
     _called("mem_cache.common.release_kv_cache", "(req, tree_cache, *, checkpoint)", _ENDS),
     # the tree
@@ -178,6 +195,9 @@ READS: tuple[Seam, ...] = (
     _called("multimodal.transport.determine_tensor_transport_mode", "()", _FEATURES),
     _called("runtime_context.get_serving", "()", _FEATURES),
     *_used("arg_groups.fields.serving.Serving", "skip_tokenizer_init", _FEATURES, SeamKind.FLAG),
+    *_used(
+        "arg_groups.fields.serving.Serving", "preferred_sampling_params tokenizer_worker_num", _CLIENTS, SeamKind.FLAG
+    ),
     *_used("multimodal.cache.preprocess_cache.MultimodalPreprocessCache", "stats", _FEATURES, SeamKind.CALL),
     *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "mm_processor_executor", _FEATURES),
     *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "prepare_artifact_batch", _FEATURES, SeamKind.CALL),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.errors import SeamMovedError
+from star_kv_sglang.request_params import problems_of_preferences
 
 if TYPE_CHECKING:
     from star_kv_sglang.server_args import StarServerArgs
@@ -25,6 +27,8 @@ TEXT_MODELS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ATTENTION_BACKENDS = ("torch_native", "flashinfer")
 CPU_SWITCH = "SGLANG_USE_CPU_ENGINE"
 """Environment variable of SGLang's CPU engine; it is read while SGLang is imported."""
+HTTP_APP = "star_kv_sglang.patches.http_app:app"
+"""What several processes that answer clients import: SGLang's app, with the checks of requests."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,37 @@ def reasons_before_resolution(args: Any) -> list[str]:
             "there is no GPU, and SGLang's CPU engine is off: start the server with `star-kv serve`, which turns it "
             "on; a program calls star_kv_sglang.cpu_mode.enable() before it imports sglang, and gives sglang.Engine "
             "the arguments that star_kv_sglang.cpu_mode.cpu_engine_kwargs(...) returns"
+        )
+    return [*reasons, *_reasons_from_preferences(args), *_reasons_from_the_environment(args)]
+
+
+def _reasons_from_preferences(args: Any) -> list[str]:
+    """What is wrong with the kv_* keys of every request that brings none; what is no JSON object SGLang refuses."""
+    given = args.preferred_sampling_params
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return []
+    problems = problems_of_preferences(given) if isinstance(given, Mapping) else []
+    return [f"--preferred-sampling-params: {problem}" for problem in problems]
+
+
+def _reasons_from_the_environment(args: Any) -> list[str]:
+    """Ways to answer clients on which their kv_* keys would not be checked."""
+    from sglang.srt.environ import envs
+
+    reasons = []
+    if envs.SGLANG_RUST_SERVER.get():
+        reasons.append(
+            "SGLang's server in Rust (SGLANG_RUST_SERVER): it drops kv_* keys in a wrong place without a word, and was "
+            "never tried with a policy; unset it"
+        )
+    path = envs.SGLANG_HTTP_SERVER_APP_PATH
+    if args.tokenizer_worker_num > 1 and path.is_set() and path.get() != HTTP_APP:
+        reasons.append(
+            f"an HTTP app of your own (SGLANG_HTTP_SERVER_APP_PATH={path.get()}) for several --tokenizer-worker-num: "
+            f"requests are checked in {HTTP_APP}; unset it, or use one worker"
         )
     return reasons
 

@@ -9,10 +9,10 @@ from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.model_parts import ModelParts
-from star_kv_sglang.engine.request_params import RequestParams
 from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.policies.base.interface import KVPolicy
+from star_kv_sglang.request_params import RequestParams
 
 
 @dataclass(frozen=True)

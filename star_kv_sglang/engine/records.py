@@ -14,7 +14,7 @@ from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.frames import frames_of_request
 from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.ranges import profiled
-from star_kv_sglang.engine.request_params import RequestParams
+from star_kv_sglang.request_params import RequestParams
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

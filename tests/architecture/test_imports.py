@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     # what a user says
     "errors": set(),
     "limits": set(),
+    "request_params": {"limits"},
     "config": {"limits", "policies"},
     "flags": {"config", "limits"},
     "server_args": {"config", "flags", "compat", "limits"},
@@ -25,11 +26,14 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"algorithm", "triton_ops", "config"},
     "metrics": set(),
     "images": set(),
-    "engine": {"algorithm", "triton_ops", "limits", "config", "cache", "policies", "metrics"},
+    "engine": {"algorithm", "triton_ops", "request_params", "config", "cache", "policies", "metrics"},
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
-    "patches": {"algorithm", "triton_ops", "config", "server_args", "compat", "cache", "engine", "attention", "images"},
-    "compat": {"config", "server_args", "patches"},
+    "patches": {
+        *("algorithm", "triton_ops", "config", "request_params", "server_args", "compat"),
+        *("cache", "engine", "attention", "images"),
+    },
+    "compat": {"config", "request_params", "server_args", "patches"},
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
     # beside SGLang: what starts it
     "cpu_mode": set(),

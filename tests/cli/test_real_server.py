@@ -9,7 +9,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,8 @@ def not_refused(answers: list[httpx.Response], parts: list[str]) -> list[str]:
 
 
 def _message_has(body: dict[str, Any], parts: list[str]) -> bool:
-    message = body.get("error", body.get("message"))
+    error = body.get("error", body.get("message"))
+    message = error["message"] if isinstance(error, dict) else error
     return all(part in message for part in parts)
 
 
@@ -215,6 +216,57 @@ def test_wrong_places_are_told_the_right_one(client: httpx.Client) -> None:
         complete(client, **wish),
     ]
     assert not_refused(answers, [right]) == []
+
+
+def respond(client: httpx.Client, **body: Any) -> httpx.Response:
+    given = {"model": str(MODEL), "input": "read x12", "max_output_tokens": 2, "store": False}
+    return client.post("/v1/responses", json={**given, **body})
+
+
+def send_message(client: httpx.Client, **body: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "read x12"}]
+    return client.post("/v1/messages", json={"model": "default", "max_tokens": 2, "messages": messages, **body})
+
+
+def ollama_chat(client: httpx.Client, **body: Any) -> httpx.Response:
+    messages = [{"role": "user", "content": "read x12"}]
+    given = {"model": "default", "messages": messages, "options": {"num_predict": 2}, "stream": False}
+    return client.post("/api/chat", json={**given, **body})
+
+
+def ollama_generate(client: httpx.Client, **body: Any) -> httpx.Response:
+    given = {"model": "default", "prompt": "read x12", "options": {"num_predict": 2}, "stream": False}
+    return client.post("/api/generate", json={**given, **body})
+
+
+@pytest.mark.parametrize(
+    ("ask", "endpoint"),
+    [
+        (respond, "/v1/responses"),
+        (send_message, "/v1/messages"),
+        (ollama_chat, "/api/chat"),
+        (ollama_generate, "/api/generate"),
+    ],
+    ids=["responses", "messages", "ollama_chat", "ollama_generate"],
+)
+def test_endpoints_that_carry_no_wishes_say_so(
+    client: httpx.Client, ask: Callable[..., httpx.Response], endpoint: str
+) -> None:
+    wish = {"kv_budget": 0.1}
+    places: list[dict[str, Any]] = [
+        wish,
+        {"custom_params": wish},
+        {"sampling_params": wish},
+        {"sampling_params": {"custom_params": wish}},
+        {"options": wish},
+    ]
+    right = '"custom_params": {"kv_budget": ...} at the top level of the body of /v1/chat/completions'
+    for stream in (False, True):
+        answers = [ask(client, stream=stream, **body) for body in places]
+        assert not_refused(answers, ["is read by nobody", right, endpoint]) == []
+        assert not_refused([ask(client, stream=stream, kv_budgt=0.1)], ["did you mean kv_budget?"]) == []
+    answer = ask(client, custom_params={"of_another_plugin": "x"})
+    assert answer.status_code == 200, answer.text
 
 
 def test_right_values_go_through(client: httpx.Client) -> None:

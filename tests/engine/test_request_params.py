@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from star_kv_sglang.engine.request_params import RequestParams, check_native_body, check_openai_body
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.request_params import (
+    RequestParams,
+    check_body_without_wishes,
+    check_native_body,
+    check_openai_body,
+)
 
 NATIVE_FIELDS = {"text", "sampling_params", "kv_hints"}
 OPENAI_FIELDS = {"model", "messages", "custom_params"}
@@ -93,6 +100,70 @@ def test_wrong_places_in_a_native_body(body: dict[str, Any], parts: list[str]) -
     with pytest.raises(ConfigError) as caught:
         check_native_body(body, NATIVE_FIELDS)
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"kv_budget": 0.1}, "at the top level"),
+        ({"custom_params": {"kv_budget": 0.1}}, 'in "custom_params"'),
+        ({"sampling_params": {"kv_budget": 0.1}}, 'in "sampling_params"'),
+        ({"sampling_params": {"custom_params": {"kv_budget": 0.1}}}, 'in "custom_params" of "sampling_params"'),
+        ({"options": {"kv_budget": 0.1}}, 'in "options"'),
+    ],
+)
+def test_a_body_that_carries_no_wishes_has_no_right_place(body: dict[str, Any], place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_body_without_wishes({"model": "m", **body}, OPENAI_FIELDS, endpoint="/v1/responses")
+    assert str(caught.value) == (
+        f'kv_budget {place} is read by nobody; put it into "custom_params": {{"kv_budget": ...}} at the top level of '
+        "the body of /v1/chat/completions: /v1/responses carries none"
+    )
+    check_body_without_wishes({"custom_params": {"other": 1}, "options": [], "sampling_params": None}, (), endpoint="/")
+
+
+class Handle:
+    """What the hook uses of SGLang's handle for calls by gRPC; the request's model is SGLang's."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[bytes, dict[str, Any]]] = []
+
+    def _get_openai_request_class(self, serving_key: str) -> Any:
+        from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, EmbeddingRequest
+
+        return {"chat": ChatCompletionRequest, "embedding": EmbeddingRequest}[serving_key]
+
+    def _safe_callback(self, chunk_callback: Any, payload: bytes, **kwargs: Any) -> None:
+        self.told.append((payload, kwargs))
+
+
+@pytest.mark.parametrize(
+    ("serving_key", "body", "problem"),
+    [
+        pytest.param("chat", b'{"kv_budget": 0.1}', "is read by nobody", id="misplaced"),
+        pytest.param("chat", b'{"custom_params": {"kv_budget": 7}}', "(0, 1]", id="wrong"),
+        pytest.param("chat", b'{"custom_params": {"kv_budget": 0.1}}', None, id="right"),
+        pytest.param("chat", b'{"kv_budget": 0.1', None, id="no_json_is_for_sglang_to_tell"),
+        pytest.param("chat", b'["kv_budget"]', None, id="no_object_is_for_sglang_to_tell"),
+        pytest.param("embedding", b'{"kv_budget": 0.1}', None, id="nothing_is_generated"),
+    ],
+)
+def test_an_openai_call_by_grpc_is_checked_too(serving_key: str, body: bytes, problem: str | None) -> None:
+    from star_kv_sglang.patches.hooks import around_run_openai_request
+
+    went_on: list[bytes] = []
+
+    async def original(handle: Handle, key: str, json_body: bytes, chunk_callback: Any, streaming: bool) -> None:
+        went_on.append(json_body)
+
+    handle = Handle()
+    asyncio.run(around_run_openai_request(original, handle, serving_key, body, None, True))
+    assert went_on == ([body] if problem is None else [])
+    if problem is None:
+        assert handle.told == []
+        return
+    ((payload, told),) = handle.told
+    assert problem in json.loads(payload)["error"]["message"] and problem in told["error"] and told["finished"]
 
 
 def test_right_places() -> None:

@@ -99,6 +99,42 @@ def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[st
     assert "--kv-cache-dtype" in quantised and "--page-size 16" in pages
 
 
+def test_what_every_request_would_ask_for_is_checked_at_the_start(checkpoint: Callable[[str], Path]) -> None:
+    preferred = {"kv_share": True, "temperature": 0, "custom_params": {"kv_budget": 7, "kv_trac": True, "other": 1}}
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), **STAR, preferred_sampling_params=json.dumps(preferred), enable_lmcache=True)
+    flag = "--preferred-sampling-params: "
+    cache, misplaced, value, key = caught.value.reasons
+    assert "--enable-lmcache" in cache
+    assert misplaced.startswith(f"{flag}kv_share at the top level")
+    assert misplaced.endswith('"custom_params": {"kv_share": ...}')
+    assert value.startswith(f"{flag}kv_budget 7 in custom_params")
+    assert key.startswith(f"{flag}kv_trac is not known") and "did you mean kv_trace?" in key
+    with pytest.raises(UnsupportedSetupError, match="custom_params 'x' must be an object"):
+        parse(checkpoint("qwen2_5_vl"), **STAR, preferred_sampling_params='{"custom_params": "x"}')
+
+
+def test_right_preferences_go_through(checkpoint: Callable[[str], Path]) -> None:
+    right = '{"temperature": 0, "custom_params": {"kv_budget": 0.1, "of_another_plugin": 3}}'
+    assert parse(checkpoint("qwen2_5_vl"), **STAR, preferred_sampling_params=right).kv_policy == "star"
+    # Without a policy nobody reads them.
+    assert parse(checkpoint("qwen2_5_vl"), preferred_sampling_params='{"custom_params": {"kv_budget": 7}}')
+
+
+def test_ways_to_answer_that_check_nothing_are_refused(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    monkeypatch.setenv("SGLANG_HTTP_SERVER_APP_PATH", "mine:app")
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), **STAR, tokenizer_worker_num=2)
+    rust, app = caught.value.reasons
+    assert "SGLANG_RUST_SERVER" in rust and "unset it" in rust
+    assert "SGLANG_HTTP_SERVER_APP_PATH=mine:app" in app and "one worker" in app
+    monkeypatch.delenv("SGLANG_RUST_SERVER")
+    assert parse(checkpoint("qwen2_5_vl"), **STAR), "one process that answers imports no app by name"
+
+
 def test_what_sglang_cannot_resolve_does_not_hide_what_is_refused(
     checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

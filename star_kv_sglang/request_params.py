@@ -17,8 +17,11 @@ from star_kv_sglang.limits import POSITIVE_SHARE
 PREFIX = "kv_"
 CUSTOM = "custom_params"
 SAMPLING = "sampling_params"
+OPTIONS = "options"
+"""Sampling parameters in Ollama's API."""
 IN_OPENAI_BODY = '"custom_params": {"KEY": ...} at the top level of the body'
 IN_NATIVE_BODY = '"sampling_params": {"custom_params": {"KEY": ...}}'
+IN_PREFERENCES = '"custom_params": {"KEY": ...}'
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,43 @@ def check_native_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
         sampling = _mapping(sample)
         _refuse_misplaced(_ours(sampling), f'in "{SAMPLING}"', IN_NATIVE_BODY)
         RequestParams.of(sampling.get(CUSTOM))
+
+
+def check_body_without_wishes(body: Mapping[str, Any], known: Iterable[str], *, endpoint: str) -> None:
+    """Check the body of a request to an endpoint that hands no ``custom_params`` on: what is asked there has no effect.
+
+    Args:
+        body: The JSON object.
+        known: Keys that SGLang itself knows at its top level.
+        endpoint: Its path.
+
+    Raises:
+        ConfigError: A key of ours is in it, wherever somebody may have looked for its place.
+    """
+    right = f"{IN_OPENAI_BODY} of /v1/chat/completions: {endpoint} carries none"
+    _refuse_misplaced(set(_ours(body)) - set(known), "at the top level", right)
+    for name in (CUSTOM, SAMPLING, OPTIONS):
+        _refuse_misplaced(_ours(_mapping(body.get(name))), f'in "{name}"', right)
+    _refuse_misplaced(
+        _ours(_mapping(_mapping(body.get(SAMPLING)).get(CUSTOM))), f'in "{CUSTOM}" of "{SAMPLING}"', right
+    )
+
+
+def problems_of_preferences(sampling_params: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the kv_* keys that every request gets which names none, a line for each key.
+
+    Args:
+        sampling_params: The object of ``--preferred-sampling-params``.
+    """
+    problems = []
+    for key in sorted(_ours(sampling_params)):
+        try:
+            _refuse_misplaced([key], "at the top level", IN_PREFERENCES)
+        except ConfigError as error:
+            problems.append(str(error))
+    custom = sampling_params.get(CUSTOM)
+    parts = [{key: value} for key, value in custom.items()] if isinstance(custom, Mapping) else [custom]
+    return problems + [problem for part in parts if (problem := problem_of(part)) is not None]
 
 
 def _ours(values: Mapping[Any, Any]) -> dict[str, Any]:
