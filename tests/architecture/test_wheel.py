@@ -72,6 +72,15 @@ def test_what_it_needs_without_an_extra_is_what_serving_needs(wheel: Path) -> No
     assert "star-kv-sglang" in names("dev")
 
 
+def test_it_says_for_which_python_it_is_and_where_to_read_on(wheel: Path) -> None:
+    metadata = message_from_bytes(zipfile.ZipFile(wheel).read(f"{DIST_INFO}/METADATA"))
+    assert metadata["Requires-Python"] == "<3.13,>=3.11"
+    assert metadata.get_all("Project-URL") == [
+        "Paper, https://arxiv.org/abs/2606.01790",
+        "Engine, https://github.com/sgl-project/sglang",
+    ]
+
+
 def test_the_product_imports_nothing_that_it_does_not_name() -> None:
     """What the wheel requires covers every import outside of the tools. Two come with SGLang."""
     given = {"sglang", "sgl_kernel", "triton", "flashinfer", "star_kv_sglang", *sys.stdlib_module_names}
