@@ -42,7 +42,7 @@ INSTALL_TOOLS: Final = "pip install 'star-kv-sglang[tools]'"
 # The one door from the product to the tools, opened by name: the product runs without them.
 _TOOLS: Final = "star_kv_sglang.tools.cli.run"
 # What the extra brings, by import name.
-_TOOL_LIBRARIES: Final = ("typer", "rich", "httpx", "jinja2", "PIL")
+_TOOL_LIBRARIES: Final = ("typer", "rich", "httpx", "jinja2", "PIL", "matplotlib", "psutil", "pynvml")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,17 +16,24 @@ from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.tools.cli.run import TARGETS
 
 # None of these may be imported by a start of the command; the first row is what comes with the extra.
-TOOL_LIBRARIES = ("typer", "rich", "httpx", "jinja2", "PIL")
-HEAVY = ("torch", "sglang", "matplotlib", "transformers", *TOOL_LIBRARIES)
-WITHOUT_TOOLS = f"""
+TOOL_LIBRARIES = ("typer", "rich", "httpx", "jinja2", "PIL", "matplotlib", "psutil", "pynvml")
+HEAVY = ("torch", "sglang", "transformers", *TOOL_LIBRARIES)
+
+
+def without(*libraries: str) -> str:
+    """A program's first lines: these libraries are not installed."""
+    return f"""
 import sys
 from importlib.machinery import PathFinder
 class Absent(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {TOOL_LIBRARIES} else super().find_spec(name, path, target)
+        return None if name.partition(".")[0] in {libraries} else super().find_spec(name, path, target)
 sys.meta_path[:] = [Absent if finder is PathFinder else finder for finder in sys.meta_path]
 """
+
+
+WITHOUT_TOOLS = without(*TOOL_LIBRARIES)
 
 
 def _star_kv(*argv: str, before: str = "", after: str = "") -> subprocess.CompletedProcess[str]:
@@ -101,8 +108,15 @@ def test_a_tool_without_the_extra_says_in_one_line_what_to_install(name: str) ->
     assert answer.returncode == 2
     assert answer.stdout == ""
     assert answer.stderr == (
-        f"error: star-kv {name} needs typer, rich, httpx, jinja2, PIL: pip install 'star-kv-sglang[tools]'\n"
+        f"error: star-kv {name} needs {', '.join(TOOL_LIBRARIES)}: pip install 'star-kv-sglang[tools]'\n"
     )
+
+
+def test_a_tool_is_not_begun_where_only_the_library_that_draws_is_missing() -> None:
+    """So it is beside SGLang, which brings all others: a measurement would end where its figure is drawn."""
+    answer = _star_kv("bench", before=without("matplotlib"))
+    assert answer.returncode == 2
+    assert answer.stderr == "error: star-kv bench needs matplotlib: pip install 'star-kv-sglang[tools]'\n"
 
 
 def test_the_product_s_subcommands_need_no_extra() -> None:
