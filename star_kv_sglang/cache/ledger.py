@@ -74,13 +74,15 @@ class SegmentLedger:
         return self._num_branches
 
     def register(self, node: TreeNode, extra: NodeExtra, branch: int) -> None:
-        """Number the segments of a node that have none; their scores are stored.
+        """Number the segments of a node that have none; their scores are stored, unless the node could not be read.
 
         Args:
             node: The node.
             extra: Its record; its segments get their numbers.
             branch: The branch that they belong to.
         """
+        if extra.unread:
+            return
         for segment in extra.segments:
             if segment.ident or not segment.core_len:
                 continue

@@ -21,6 +21,8 @@ class NodeExtra:
         start: Absolute position of the node's first token.
         segments: Segments of the node in order of position.
         labelled: Whether a request told which frames the node holds.
+        unread: What the layers were given of its frames was not recorded: scores that are made of it say nothing, and
+            are never stored.
         num_holes: Positions without KV.
         pending_branches: Finished requests whose sequence ended here and which no later request has continued. For each
             the length of its prompt.
@@ -37,6 +39,7 @@ class NodeExtra:
     start: int
     segments: list[Segment] = field(default_factory=list)
     labelled: bool = False
+    unread: bool = False
     num_holes: int = 0
     pending_branches: list[int] = field(default_factory=list)
     num_locks: int = 0
@@ -71,6 +74,7 @@ class NodeExtra:
         upper = NodeExtra(
             start=self.start,
             labelled=self.labelled,
+            unread=self.unread,
             pinned=self.pinned,
             num_used_children=int(self.used),
             num_shared_children=int(self.shared),

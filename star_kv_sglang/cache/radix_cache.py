@@ -120,7 +120,8 @@ class StarRadixCache(HoledTree):
             branch = int(ledger.branch[known]) or branch or ledger.new_branch()
             ledger.register(node, extra, branch)
             for segment in extra.segments:
-                ledger.branch[segment.ident], ledger.last_turn[segment.ident] = branch, ledger.turn
+                if segment.ident:
+                    ledger.branch[segment.ident], ledger.last_turn[segment.ident] = branch, ledger.turn
 
     def label_frames(self, path: Sequence[TreeNode], frames: Sequence[Frame]) -> list[TreeNode]:
         """Tell the nodes at the end of a path which frames they hold, where that is not yet known; returns those."""

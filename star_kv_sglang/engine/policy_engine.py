@@ -30,6 +30,7 @@ class PolicyEngine(CacheListener):
     def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
         self._prunes = context.config.prunes
         self._has_token_budget = context.config.token_budget is not None
+        self._scores_once = context.policy.scores_once
         self._faults = context.faults
         self._observer = context.parts.observer
         self._requests = Requests(context.parts.merge_size, context.faults)
@@ -38,6 +39,8 @@ class PolicyEngine(CacheListener):
         self._scoring = Scoring(context, self._requests, self._sharing)
         self._pruning = Pruning(context, self._requests, self._sharing, self._telemetry)
         self._memory = TreeMemory(context, self._sharing)
+        self._waits = False
+        """A prompt of the batch whose results come in was scored: no forward is in flight until the next one begins."""
         context.tree.listener = self
 
     def note_scheduled(self, batch: ScheduleBatch) -> None:
@@ -52,6 +55,7 @@ class PolicyEngine(CacheListener):
         """A forward is about to begin; returns the plan of a prefill that is to be scored."""
         if not self._prunes:
             return None
+        self._waits = False
         self._telemetry.note_private_size()
         return self._scoring.begin(batch)
 
@@ -84,8 +88,10 @@ class PolicyEngine(CacheListener):
         self._label(tree, stored)
         if not stored.ends_prompt:
             return
-        if self._pruning.prune(stored) and not self._requests.any_scored:
-            # With a token budget the next step waits for this one's result: no row of a running request is in use.
+        self._waits |= self._pruning.prune(stored)
+        if self._waits and not self._requests.any_scored:
+            # With a token budget the next step waits for this one's result: no row of a running request is in use. The
+            # batch's last prompt may be one that was left whole.
             self._memory.hold_budget(self._requests.running())
         self._telemetry.tell(stored)
         self._telemetry.publish()
@@ -104,6 +110,8 @@ class PolicyEngine(CacheListener):
                         slots = node.value[segment.start - extra.start : segment.end - extra.start]
                         self._observer.tell_places(slots, segment)
                     told = True
+                # A score that is remembered for good must not be made of what another token has left in the slot.
+                extra.unread = self._scores_once
                 if not told:
                     extra.labelled, extra.segments = False, []
 

@@ -49,7 +49,8 @@ class RequestRecord:
         knows_frames: They were read.
         params: What it says of itself.
         placed_from: Position from which on its last forward has told the side pools what each slot holds of a
-            screenshot; None where it has not, because planning or observing it failed.
+            screenshot, and what every layer was given of it; None where it has not, because planning or observing it
+            failed.
         in_flight: It was scheduled, and its prompt is not yet in the tree.
         running: Its prompt is in the tree, and it has a row.
         has_continued: It has been taken for the continuation of a branch; one that is put back does so only once.

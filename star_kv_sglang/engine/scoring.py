@@ -59,7 +59,8 @@ class Scoring:
             return
         self._parts.observer.plan = None
         for request in plan.requests:
-            if request.new_frames and plan.has_told_places:
+            # Observing may have broken off in a layer: then what the others were given is not known.
+            if request.new_frames and plan.has_told_places and plan.kv_indices is not None:
                 self._requests.of(request.req).placed_from = request.new_start
         if not plan.scored or plan.kv_indices is None or plan.slots is None or plan.indptr is None:
             return

@@ -136,6 +136,8 @@ class TreeCensus:
         num_shared_tokens: Those in nodes that more than one branch can use.
         num_private_tokens: The rest.
         num_hole_tokens: Positions of nodes without a slot.
+        num_unscored_tokens: Slots of private screenshots that have no stored scores, where others do: no step prunes
+            them again, and they go as whole leaves. Reading or scoring them failed, or there was no memory for it.
         num_state_bytes: Memory of what branches remember of their trajectories; what several share counts once.
     """
 
@@ -143,21 +145,24 @@ class TreeCensus:
     num_shared_tokens: int
     num_private_tokens: int
     num_hole_tokens: int
+    num_unscored_tokens: int
     num_state_bytes: int
 
 
 def take_census(tree: StarRadixCache) -> TreeCensus:
     """Count the tree's slots."""
-    live = shared = holes = 0
+    live = shared = holes = unscored = 0
     tensors: dict[int, int] = {}
     for node in tree.nodes():
         extra, num_live = tree.extra(node), tree.num_live(node)
         live += num_live
         holes += extra.num_holes
         shared += num_live if extra.shared else 0
+        if tree.ledger is not None and not extra.shared:
+            unscored += sum(segment.num_live for segment in extra.segments if not segment.ident)
         if extra.state is not None:
             tensors |= {id(tensor): tensor.numel() * tensor.element_size() for tensor in extra.state.tensors}
-    return TreeCensus(live, shared, live - shared, holes, sum(tensors.values()))
+    return TreeCensus(live, shared, live - shared, holes, unscored, sum(tensors.values()))
 
 
 def tree_sizes(tree: StarRadixCache, counters: PolicyCounters) -> dict[str, int]:

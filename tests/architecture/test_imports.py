@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "request_params": {"limits"},
     "config": {"limits", "policies"},
     "flags": {"config", "limits"},
-    "server_args": {"config", "flags", "compat", "limits"},
+    "server_args": {"config", "flags", "compat", "limits", "images"},
     # inside SGLang's processes
     "cache": {"algorithm", "triton_ops", "config"},
     "metrics": set(),

@@ -1,6 +1,7 @@
 """An SGLang plugin for tests: its scheduler process fails where a file says, from the next call on.
 
-The file that INJECTED_FAULTS names holds one word: a place of ``PLACES``, ``nan``, or nothing.
+The file that INJECTED_FAULTS names holds one word: a place of ``PLACES``, ``nan``, ``room`` (no memory is left to score
+the last prompt of a batch), or nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import importlib
 import multiprocessing
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,9 @@ def register() -> None:
         home = pkgutil.resolve_name(place)
         wrapped = failing(word, getattr(home, name))
         setattr(home, name, staticmethod(wrapped) if word == "compact" else wrapped)
-    scoring = importlib.import_module("star_kv_sglang.engine.scoring").Scoring
-    scoring._observation = spoiled(scoring._observation)
+    module = importlib.import_module("star_kv_sglang.engine.scoring")
+    module.Scoring._observation = spoiled(module.Scoring._observation)
+    module.within_room = without_room(module.within_room)
 
 
 def failing(word: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,5 +73,17 @@ def spoiled(observe: Callable[..., Any]) -> Callable[..., Any]:
         if wanted() == "nan":
             seen.attention[1, 0, 5] = torch.nan
         return seen
+
+    return call
+
+
+def without_room(fit: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """What fits into the memory for scoring: the last prompt of a batch does not while the file holds ``room``."""
+
+    def call(requests: Sequence[Any], room: int) -> list[Any]:
+        fitting = fit(requests, room)
+        if wanted() == "room" and fitting[-1].layout.window:
+            fitting[-1] = replace(fitting[-1], left_whole=True)
+        return fitting
 
     return call

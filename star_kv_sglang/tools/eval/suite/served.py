@@ -189,19 +189,6 @@ class SuiteEngine:
         meta = raw["meta_info"]
         return Reply(raw["text"].strip(), int(meta["cached_tokens"]), int(meta["prompt_tokens"]))
 
-    def ask_stock(self, ids: Sequence[int], pictures: Sequence[Any]) -> str:
-        """A greedy reply to a prompt whose screenshots the engine itself reads."""
-        manager = self._engine.tokenizer_manager
-        manager.mm_processor = self._stock
-        try:
-            sampling = {"temperature": 0, "max_new_tokens": MAX_NEW_TOKENS, "custom_params": {"kv_budget": 1.0}}
-            raw = self._engine.generate(input_ids=list(ids), image_data=list(pictures), sampling_params=sampling)
-        finally:
-            manager.mm_processor = self
-        return str(raw["text"]).strip()
-
-    # -- in place of the engine's image processor --------------------------------------------------------------------
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stock, name)
 
