@@ -8,7 +8,7 @@ from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError, UnsupportedSetupError
 from star_kv_sglang.patches import factories, hooks
-from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, REQUEST_HOOKS
+from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, REFERENCE_HOOKS, REQUEST_HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
 
@@ -56,6 +56,8 @@ def install_request_checks() -> None:
         SeamMovedError: SGLang did not take one.
     """
     _install_late(request_hooks())
+    # Without an image cache too, to say so.
+    _install_late(REFERENCE_HOOKS)
 
 
 def request_hooks() -> tuple[Seam, ...]:
@@ -97,6 +99,7 @@ def install_image_sharing() -> None:
             ]
         )
     _install_late(IMAGE_HOOKS)
+    _install_late(REFERENCE_HOOKS)
 
 
 def _install_late(seams: tuple[Seam, ...]) -> None:

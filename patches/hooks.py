@@ -12,9 +12,10 @@ import torch
 
 from star_kv_sglang import request_params
 from star_kv_sglang.engine import runtime
-from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.errors import ConfigError, ReferenceRefusedError, UnknownImagesError
 from star_kv_sglang.images import runtime as images
 from star_kv_sglang.images import upload
+from star_kv_sglang.images.references import refuse_uncached
 
 if TYPE_CHECKING:
     from sglang.srt.beam_search.coordinator import BeamCoordinator
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from sglang.srt.entrypoints.grpc_bridge import RuntimeHandle
     from sglang.srt.entrypoints.openai.protocol import OpenAIServingRequest
     from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
+    from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
     from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
-    from sglang.srt.managers.io_struct import GetInternalStateReqOutput
+    from sglang.srt.managers.io_struct import GenerateReqInput, GetInternalStateReqOutput
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 _NUM_GPUS = 1
 """Tensor parallelism is refused."""
+UNKNOWN = 422
+"""Status of the answer that asks for bytes: clients do not repeat it by themselves, as they do 409, and SGLang does not
+use it here, as it does 404."""
 
 
 def around_forward_batch_generation(
@@ -273,7 +278,67 @@ async def around_send_one_request(original: Callable[..., Any], manager: Tokeniz
     items = getattr(tokenized_obj.mm_inputs, "mm_items", None)
     if items and _receiver_takes_addresses():
         images.store().detach_features(items, manager.rid_to_state.get(tokenized_obj.rid))
-        if manager.enable_metrics:
-            told = images.publisher(str(manager.metrics_collector.labels["model_name"]))
-            told.publish(manager.mm_processor.mm_preprocess_cache.stats(), images.store().counters)
+        _publish_images(manager)
     return await original(manager, tokenized_obj)
+
+
+def _publish_images(manager: TokenizerManager) -> None:
+    if manager.enable_metrics:
+        told = images.publisher(str(manager.metrics_collector.labels["model_name"]))
+        stats = manager.mm_processor.mm_preprocess_cache.stats()
+        told.publish(stats, images.store().counters, images.references().counters)
+
+
+async def around_serve_generate_request(original: Callable[..., Any], obj: GenerateReqInput, request: Any) -> Any:
+    """Answer a request of ``/generate`` that refers to unknown images, before a stream has begun."""
+    from sglang.srt.entrypoints import http_server
+
+    refused = _resolve_references(http_server._global_state.tokenizer_manager, obj)
+    return await original(obj, request) if refused is None else refused
+
+
+async def around_handle_chat(
+    original: Callable[..., Any], serving: OpenAIServingChat, adapted_request: GenerateReqInput, *args: Any
+) -> Any:
+    """Answer a chat completion that refers to unknown images, before a stream has begun."""
+    refused = _resolve_references(serving.tokenizer_manager, adapted_request)
+    return await original(serving, adapted_request, *args) if refused is None else refused
+
+
+def _resolve_references(manager: TokenizerManager, obj: GenerateReqInput) -> Any | None:
+    """Replace a request's references by what they refer to; where that cannot be, the answer for its client."""
+    from sglang.srt.entrypoints.http_server import ORJSONResponse
+
+    try:
+        images.references().resolve(obj, manager.mm_processor)
+    except UnknownImagesError as error:
+        _publish_images(manager)
+        body = {"object": "error", "message": str(error), "type": "UnknownImages", "param": None, "code": UNKNOWN}
+        return ORJSONResponse({**body, "unknown_images": error.digests}, UNKNOWN)
+    except ReferenceRefusedError as error:
+        body = {"object": "error", "message": str(error), "type": "BadRequestError", "param": None, "code": 400}
+        return ORJSONResponse(body, 400)
+    return None
+
+
+async def around_tokenize_one_request(original: Callable[..., Any], manager: TokenizerManager, obj: Any) -> Any:
+    """Replace references that did not come by HTTP, and say under which salt the request's images came."""
+    references = images.references()
+    references.resolve(obj, manager.mm_processor)
+    with references.sent_by(obj):
+        return await original(manager, obj)
+
+
+async def around_prepare_media_artifacts(
+    original: Callable[..., Any], processor: Any, media_data: Sequence[Any], **lists: Any
+) -> Any:
+    """Process what came as bytes; what references stand for is processed already."""
+    return await images.references().prepare(original, processor, media_data, **lists)
+
+
+async def around_process_mm_data_uncached(
+    original: Callable[..., Any], processor: Any, image_data: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Refuse references where SGLang goes back to the images themselves."""
+    refuse_uncached(image_data)
+    return await original(processor, image_data, *args, **kwargs)

@@ -201,6 +201,61 @@ IMAGE_HOOKS = (
 )
 """Hooks of the process that answers clients; put in place when it keeps processed screenshots."""
 
+_REFERENCES = "clients can name an image by the digest of its bytes"
+_CHAT = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+
+REFERENCE_HOOKS = (
+    Seam(
+        target="sglang.srt.entrypoints.http_server.serve_generate_request",
+        kind=SeamKind.AROUND,
+        signature="(obj, request)",
+        why="a request of /generate that refers to unknown images is answered before a stream has begun",
+        upstream="srt/entrypoints/http_server.py",
+        remove_when=_REFERENCES,
+        hook="around_serve_generate_request",
+    ),
+    *(
+        Seam(
+            target=f"{_CHAT}.{method}",
+            kind=SeamKind.AROUND,
+            signature="(self, adapted_request, request, raw_request)",
+            why="a chat completion that refers to unknown images is answered before a stream has begun",
+            upstream="srt/entrypoints/openai/serving_chat.py",
+            remove_when=_REFERENCES,
+            hook="around_handle_chat",
+        )
+        for method in ("_handle_streaming_request", "_handle_non_streaming_request")
+    ),
+    Seam(
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_one_request",
+        kind=SeamKind.AROUND,
+        signature="(self, obj)",
+        why="references that came another way than by HTTP, and the salt under which images came",
+        upstream="srt/managers/tokenizer_manager.py",
+        remove_when=_REFERENCES,
+        hook="around_tokenize_one_request",
+    ),
+    Seam(
+        target="sglang.srt.multimodal.media_artifacts.base.MediaArtifactCacheMixin.prepare_media_artifacts",
+        kind=SeamKind.AROUND,
+        signature="(self, media_data, *, content_hashes=None, featureless_hit_mask=None, modality=None)",
+        why="a known image takes its place among processed ones, and what was sent as bytes is learned",
+        upstream="srt/multimodal/media_artifacts/base.py",
+        remove_when=_REFERENCES,
+        hook="around_prepare_media_artifacts",
+    ),
+    Seam(
+        target="sglang.srt.multimodal.processors.qwen_vl.QwenVLImageProcessor._process_mm_data_uncached",
+        kind=SeamKind.AROUND,
+        signature="(self, image_data, input_text, request_obj, *args, **kwargs)",
+        why="where SGLang goes back to the images themselves, references are refused",
+        upstream="srt/multimodal/processors/qwen_vl.py",
+        remove_when=_REFERENCES,
+        hook="around_process_mm_data_uncached",
+    ),
+)
+"""Hooks of the process that answers clients; put in place with a policy, and where processed screenshots are kept."""
+
 _TREE = "sglang.srt.mem_cache.radix_cache.RadixCache"
 _TREE_WHY = "sizes are counted in live slots, and sealed segments are never split"
 _NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
@@ -370,7 +425,7 @@ EXTENSION_POINTS = (
     ),
 )
 
-ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *IMAGE_HOOKS, *EXTENSION_POINTS, *READS)
+ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *IMAGE_HOOKS, *REFERENCE_HOOKS, *EXTENSION_POINTS, *READS)
 
 
 def flags(fields: Iterable[str]) -> tuple[Seam, ...]:

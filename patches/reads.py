@@ -33,6 +33,8 @@ _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
 _CLIENTS = "a client's mistake is the client's 400"
 _FEATURES = "features that move into shared memory, and requests that say where they lie"
+_REFERENCES = "an image that a client names by the digest of its bytes"
+_ARTIFACTS = "multimodal.media_artifacts.base.MediaArtifactCacheMixin"
 _WARM_UP = "SGLang's own request to warm up, which no trace is of"
 _START = "arguments, and what SGLang makes of them"
 _ENDS = "where a prompt enters the tree and a request ends"
@@ -214,6 +216,21 @@ READS: tuple[Seam, ...] = (
         "materialize close_and_unlink __getstate__ __setstate__",
         _FEATURES,
         SeamKind.SUBCLASS,
+    ),
+    # references to images
+    *_used("managers.io_struct.GenerateReqInput", "image_data cache_salt extra_key", _REFERENCES),
+    *_used("entrypoints.http_server", "_global_state ORJSONResponse", _REFERENCES),
+    *_used("entrypoints.http_server._GlobalState", "tokenizer_manager", _REFERENCES),
+    *_used("utils.common.ImageData", "url content_hash", _REFERENCES),
+    *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "trust_mm_content_hashes", _REFERENCES),
+    *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "artifact_modality", _REFERENCES),
+    *_used("multimodal.processors.qwen_vl.QwenVLImagePreprocessArtifact", "artifact_key", _REFERENCES),
+    *_used("multimodal.cache.preprocess_cache.MultimodalPreprocessCache", "enabled", _REFERENCES),
+    _called(f"{_ARTIFACTS}._artifact_key", "(self, content_digest, source, *, modality=None)", _REFERENCES),
+    _called(
+        f"{_ARTIFACTS}._get_cached_artifact",
+        "(self, key, content_digest, modality, *, allow_featureless)",
+        _REFERENCES,
     ),
     *_used("plugins.hook_registry.HookRegistry", "register apply_hooks", _START, SeamKind.CALL),
     *_used("plugins.hook_registry.HookType", "AROUND AFTER REPLACE", _START),

@@ -13,6 +13,25 @@ class ConfigError(StarKVError, ValueError):
     """A value that a user gave is not valid."""
 
 
+class ReferenceRefusedError(ConfigError):
+    """A reference to an image is malformed, or this server takes none in this request."""
+
+
+class UnknownImagesError(StarKVError, ValueError):
+    """A request refers to images whose bytes must be sent.
+
+    Args:
+        digests: All of them, each once, as ``sha256:`` and 64 hexadecimal digits.
+    """
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        self.digests = tuple(digests)
+        super().__init__(
+            f"{len(self.digests)} image(s) are not known here under this cache_salt and extra_key, with these options; "
+            f"send their bytes: {', '.join(self.digests)}"
+        )
+
+
 class UnsupportedSetupError(StarKVError, ValueError):
     """The options, taken together, ask for something that does not work with a KV policy.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+from star_kv_sglang.images.references import References
 from star_kv_sglang.images.store import FeatureStore
 from star_kv_sglang.images.telemetry import ImagePublisher
 
@@ -13,6 +14,12 @@ from star_kv_sglang.images.telemetry import ImagePublisher
 def store() -> FeatureStore:
     """The process's store of features."""
     return FeatureStore()
+
+
+@cache
+def references() -> References:
+    """What this process knows of references to screenshots."""
+    return References()
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from star_kv_sglang.images.references import ReferenceCounters
 from star_kv_sglang.images.store import FeatureCounters
 
 PREFIX = "star_kv:image_"
@@ -20,6 +21,10 @@ FEATURE_COUNTERS = {
     "features_sent": "Features that a request needed and did not carry.",
     "features_unsent_bytes": "Bytes that these would have been.",
 }
+REFERENCE_COUNTERS = {
+    "references_hits": "Screenshots that a request named by their digest, and that were known.",
+    "references_unknown": "Screenshots that a request named by their digest, and whose bytes were asked for.",
+}
 
 
 class ImagePublisher:
@@ -33,7 +38,7 @@ class ImagePublisher:
         # SGLang sets the directory of the multiprocess mode before; the library reads it when it is imported.
         from prometheus_client import Counter, Gauge
 
-        texts = {**CACHE_COUNTERS, **FEATURE_COUNTERS}
+        texts = {**CACHE_COUNTERS, **FEATURE_COUNTERS, **REFERENCE_COUNTERS}
         self._counters = {
             name: Counter(f"{PREFIX}{name}_total", text, ["model_name"]).labels(model_name)
             for name, text in texts.items()
@@ -46,12 +51,13 @@ class ImagePublisher:
         ).labels(model_name)
         self._told = dict.fromkeys(texts, 0)
 
-    def publish(self, cache: Mapping[str, int], features: FeatureCounters) -> None:
+    def publish(self, cache: Mapping[str, int], features: FeatureCounters, references: ReferenceCounters) -> None:
         """Bring all collectors up to date.
 
         Args:
             cache: What SGLang's cache of processed images says of itself.
             features: What the store counted since the start.
+            references: What became of references since the start.
         """
         values = {
             "cache_hits": cache["hits"],
@@ -59,6 +65,7 @@ class ImagePublisher:
             "cache_joins": cache["singleflight_joins"],
             "cache_evictions": cache["evictions"],
             **{f"features_{name.removeprefix('num_')}": value for name, value in asdict(features).items()},
+            **{f"references_{name.removeprefix('num_')}": value for name, value in asdict(references).items()},
         }
         for name, value in values.items():
             if value != self._told[name]:

@@ -214,6 +214,6 @@ def _copy_of_sglang(tmp_path: Path) -> Path:
 def test_hooks_exist() -> None:
     from star_kv_sglang.patches import hooks
 
-    seams = (*manifest.HOOKS, *manifest.REQUEST_HOOKS, *manifest.IMAGE_HOOKS)
+    seams = (*manifest.HOOKS, *manifest.REQUEST_HOOKS, *manifest.IMAGE_HOOKS, *manifest.REFERENCE_HOOKS)
     assert [seam.target for seam in seams if not hasattr(hooks, seam.hook or "")] == []
     assert {seam.kind for seam in seams} <= {SeamKind.AROUND, SeamKind.AFTER}
