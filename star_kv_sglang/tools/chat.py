@@ -16,6 +16,13 @@ from typing import Any, Final
 import httpx
 
 from star_kv_sglang.errors import StarKVError
+from star_kv_sglang.tools.image_references import (
+    NOT_UNDERSTOOD,
+    SentImages,
+    image_urls,
+    raise_for_references,
+    with_image_urls,
+)
 
 Message = dict[str, Any]
 """An OpenAI chat message: ``role`` and ``content``."""
@@ -76,6 +83,7 @@ class ChatClient:
         retries: further attempts after a broken connection or an answer that says "busy" (408, 429, 5xx).
         backoff_s: pause before the first retry; it doubles from one to the next.
         when_gone: what a user does when the server cannot be reached.
+        references: name images by their digest that the server was sent before, where it understands that.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class ChatClient:
         retries: int = 0,
         backoff_s: float = 1.0,
         when_gone: str = "start the server, or mend --base-url",
+        references: bool = True,
     ) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
@@ -101,6 +110,7 @@ class ChatClient:
             follow_redirects=True,
         )
         self._model: str | None = None
+        self._images = SentImages(in_use=references)
         # SGLang says 0 where it does not report.
         self._reports_cache = True
 
@@ -181,13 +191,27 @@ class ChatClient:
         }
         optional = {"custom_params": custom_params, "cache_salt": cache_salt}
         body.update({name: value for name, value in optional.items() if value is not None})
-        started = time.perf_counter()
-        answer = await self._send("POST", "/v1/chat/completions", body)
-        return self._completion(_json(answer), time.perf_counter() - started)
+        urls = image_urls(messages)
+
+        async def post(images: Sequence[str]) -> Completion:
+            named = list(images) != urls
+            given = {**body, "messages": with_image_urls(messages, images)} if named else body
+            started = time.perf_counter()
+            answer = await self._send("POST", "/v1/chat/completions", given, named=named)
+            return self._completion(_json(answer), time.perf_counter() - started)
+
+        return await self._images.send(urls, cache_salt, post)
 
     async def _send(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, may_be_missing: bool = False
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        may_be_missing: bool = False,
+        named: bool = False,
     ) -> httpx.Response:
+        """Send a request, again where the server is busy; ``named``: images of the body are named by digest."""
         url = f"{self.base_url}{path}"
         for attempt in range(self._retries + 1):
             if attempt:
@@ -209,6 +233,8 @@ class ChatClient:
                 continue
             if answer.is_success or (may_be_missing and answer.status_code == httpx.codes.NOT_FOUND):
                 return answer
+            if named and answer.status_code in NOT_UNDERSTOOD:
+                raise_for_references(answer.status_code, _json_or_none(answer))
             if answer.status_code in _MISCONFIGURED:
                 advice = _MISCONFIGURED[answer.status_code]
                 raise ServerGoneError(f"{url} answered {answer.status_code}: {answer.text[:300]}; {advice}")
@@ -231,6 +257,14 @@ class ChatClient:
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise RequestError(f"the server answered in another form ({error!r}): {str(body)[:300]}") from error
+
+
+def _json_or_none(answer: httpx.Response) -> object:
+    try:
+        body: object = answer.json()
+    except ValueError:
+        return None
+    return body
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -40,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"cpu_mode", "compat", "config", "flags", "patches"},
     # the tools, in one folder: what measures and draws
     "tools.__init__": set(),
-    "tools.chat": set(),
+    "tools.image_references": set(),
+    "tools.chat": {"tools.image_references"},
     "tools.measuring": set(),
     "tools.rollout": {"cpu_mode", "config", "tools.chat"},
     "tools.report": {"tools.rollout"},
@@ -48,7 +49,15 @@ ALLOWED: dict[str, set[str]] = {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
         *("tools.chat", "tools.measuring", "tools.rollout"),
     },
-    "tools.bench": {"triton_ops", "cpu_mode", "engine", "cache", "tools.measuring", "tools.rollout"},
+    "tools.bench": {
+        "triton_ops",
+        "cpu_mode",
+        "engine",
+        "cache",
+        "tools.measuring",
+        "tools.rollout",
+        "tools.image_references",
+    },
     "tools.cli": {
         *("algorithm", "triton_ops", "cpu_mode"),
         *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench"),

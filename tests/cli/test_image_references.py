@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_the_page_counts_them(client: httpx.Client) -> None:
     assert chat(client, digest(png(50)), url(png(51)), digest(png(50))).status_code == 200
     more = {name: value - before[name] for name, value in counted().items()}
     assert more == {"star_kv:image_references_hits_total": 2.0, "star_kv:image_references_unknown_total": 1.0}
+
+
+def test_the_client_in_the_documentation_works(client: httpx.Client) -> None:
+    text = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program.replace("http://localhost:30000", str(client.base_url).rstrip("/")), names)
+    seen = [png(70), png(71)]
+    said = [names["ask"](seen[:1], "read x12"), names["ask"](seen, "read x12"), names["ask"](seen, "read x12")]
+    assert names["sent"] == set(map(digest, seen))
+    client.post("/flush_cache", params={"timeout": 30}).raise_for_status()
+    said.append(names["ask"](seen, "read x12"))
+    assert said[1].choices[0].message.content == said[3].choices[0].message.content
+    assert said[2].usage.prompt_tokens == said[1].usage.prompt_tokens
 
 
 def test_a_flush_forgets_them(client: httpx.Client) -> None:

@@ -108,14 +108,14 @@ def test_a_failed_request_is_not_scored_and_is_asked_again(
 
 
 def test_persistent_turns_after_a_failure_fail_too(server: FakeServer, dataset: Dataset, tmp_path: Path) -> None:
-    server.faults = [None, 400]
+    server.faults = [None, 400, 400]  # with a reference to the first turn's screenshot, and with its bytes
     server.answer = truthful
     how = settings(Protocol.PERSISTENT)
     go(server, dataset, tmp_path / "out", how, concurrency=1)
     results = {result.sample: result for result in load_run(tmp_path / "out").results}
     assert results["a/0"].scored and not results["a/1"].scored
     assert results["a/2"].error.startswith("not asked: an earlier turn of the episode failed")
-    assert [question(body) for body in server.requests] == ["a0", "a1", "b0", "b1", "b2"]
+    assert [question(body) for body in server.requests] == ["a0", "a1", "a1", "b0", "b1", "b2"]
     server.requests.clear()
     go(server, dataset, tmp_path / "out", how, concurrency=1)
     assert [question(body) for body in server.requests] == ["a0", "a1", "a2"], "from the episode's first turn"

@@ -36,6 +36,9 @@ def fleet(
     shared: Annotated[int, typer.Option(min=0, help="Turns that a group shares.")] = 0,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 64,
     think: Annotated[float, typer.Option(min=0, help="Seconds between an answer and the next screenshot.")] = 0.0,
+    references: Annotated[
+        bool, typer.Option("--references", help="Agents send a digest for a screenshot that they have sent before.")
+    ] = False,
     pool: Annotated[int | None, typer.Option(min=1, help="Slots of every server's pool; SGLang chooses.")] = None,
     screen: Annotated[str, typer.Option(help="Width x height of the screenshots.")] = "1920x1080",
     shape: Annotated[str, typer.Option(help="Model with random weights: 7b or tiny.")] = "7b",
@@ -99,6 +102,7 @@ def fleet(
             most_seconds=most_seconds,
             work=work,
             start_timeout_s=start_timeout,
+            references=references,
         )
         run = Run(plan, Results(path, machine, gpu_used_gib), screenshots, status.update)
         run.measure()

@@ -73,6 +73,7 @@ class Plan:
         most_seconds: No turn begins later, of each server.
         work: Folder for logs.
         start_timeout_s: Seconds that a server may take to start.
+        references: Agents name screenshots by their digest that they sent before, at servers that understand it.
     """
 
     servers: Sequence[Server]
@@ -84,6 +85,7 @@ class Plan:
     most_seconds: float
     work: Path
     start_timeout_s: float
+    references: bool = False
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Run:
             return 0.0
 
     async def _play(self, server: Server, load: Load, url: str, port: int, phase: str) -> float:
-        async with EngineClient(url, timeout_s=_SILENCE_S) as client:
+        async with EngineClient(url, timeout_s=_SILENCE_S, references=self.plan.references) as client:
             self.say(f"{server.label}: warm-up")
             await _warm_up(client, load, self.screenshots)
             done = 0
@@ -173,6 +175,7 @@ class Run:
         figures = _figures(turns, again, watch)
         note = f"{load.num_played} turns, {load.history}"
         note += f", groups of {load.group_size} share {load.shared}" if load.shared else ""
+        note += "; references" if self.plan.references else ""
         note += f"; {server.flags}" if server.flags else ""
         at = {"batch": load.branches, "partial": not whole, "note": note}
         self.results.add(*(Figure(server.label, phase, name, value, **at) for name, value in figures.items()))  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import httpx
 
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 from star_kv_sglang.tools.bench.serve.metrics import PoolState, pool_state
+from star_kv_sglang.tools.image_references import NOT_UNDERSTOOD, SentImages, raise_for_references
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Stream:
         meta: the server's last report on the request.
         sent_s: when it was sent.
         done: whether it has ended.
-        sent_bytes: length of the request's body.
+        sent_bytes: length of the request's body, and of those before it that the server wanted with more bytes.
     """
 
     chunks: list[tuple[float, int]] = field(default_factory=list)
@@ -75,11 +76,13 @@ class EngineClient:
     Args:
         base_url: the server.
         timeout_s: seconds that may pass without a byte from it.
+        references: name images by their digest that it was sent before, where it understands that.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float = 300.0) -> None:
+    def __init__(self, base_url: str, *, timeout_s: float = 300.0, references: bool = False) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout_s, limits=limits)
+        self._images = SentImages(in_use=references)
 
     async def __aenter__(self) -> EngineClient:
         return self
@@ -119,28 +122,35 @@ class EngineClient:
         }
         if share:
             sampling["custom_params"] = {"kv_share": True}
-        body = {
-            "text": prompt.text,
-            "image_data": [str(path) for path in prompt.screens],
-            "sampling_params": sampling,
-            "stream": True,
-        }
+        body = {"text": prompt.text, "sampling_params": sampling, "stream": True}
+        screens = [str(path) for path in prompt.screens]
+
+        async def post(images: Sequence[str]) -> None:
+            await self._stream({**body, "image_data": list(images)}, answer, on_chunk, named=list(images) != screens)
+
         answer.sent_s = time.perf_counter()
+        await self._images.send(screens, None, post)
+        answer.done = True
+        return answer
+
+    async def _stream(self, body: dict[str, Any], answer: Stream, on_chunk: Callable[[], None], *, named: bool) -> None:
+        """Read one answer; ``named``: images of the body are named by digest."""
         try:
             async with self._http.stream("POST", "/generate", json=body) as response:
-                answer.sent_bytes = len(response.request.content)
+                answer.sent_bytes += len(response.request.content)
                 if response.is_error:
-                    raise ServeBenchError(f"/generate answered {response.status_code}: {(await response.aread())!r}")
+                    said = await response.aread()
+                    if named and response.status_code in NOT_UNDERSTOOD:
+                        raise_for_references(response.status_code, _json_or_none(said))
+                    raise ServeBenchError(f"/generate answered {response.status_code}: {said!r}")
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
-                        _take(answer, json.loads(line[6:]))
+                        _take(answer, json.loads(line[6:]), named=named)
                         on_chunk()
         except httpx.HTTPError as error:
             raise ServeBenchError(
                 f"/generate broke off ({type(error).__name__}: {error}); see the server's log"
             ) from error
-        answer.done = True
-        return answer
 
     async def pause(self) -> None:
         """Hold the scheduler between two steps. It goes on taking requests that were sent before."""
@@ -155,8 +165,9 @@ class EngineClient:
         await self._post("/abort_request", {"rid": "", "abort_all": True})
 
     async def flush(self) -> None:
-        """Empty the radix tree, as soon as nothing runs."""
+        """Empty the radix tree and the image cache, as soon as nothing runs."""
         await self._post("/flush_cache?timeout=30", {})
+        self._images.forget()
 
     async def pool(self) -> PoolState:
         """Pool and queue now."""
@@ -185,9 +196,20 @@ class EngineClient:
         return response.text
 
 
-def _take(answer: Stream, event: dict[str, Any]) -> None:
+def _json_or_none(text: bytes) -> object:
+    try:
+        body: object = json.loads(text)
+    except ValueError:
+        return None
+    return body
+
+
+def _take(answer: Stream, event: dict[str, Any], *, named: bool) -> None:
     now = time.perf_counter()
     if "error" in event:
+        if named and not answer.chunks:
+            # Stock SGLang has begun its stream when it finds that a reference is no image.
+            raise_for_references(int(event["error"].get("code", 400)), event)
         raise ServeBenchError(f"/generate: {event['error']}")
     answer.text = event["text"]
     answer.meta.update(event["meta_info"])
