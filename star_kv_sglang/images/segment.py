@@ -5,12 +5,17 @@ Nothing has a name in a file system: what a killed process held is gone with it,
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
+
+import torch
 
 _NAME = "star-kv-feature"
 
@@ -38,6 +43,10 @@ class Segment:
     Args:
         num_bytes: Its size, above 0.
 
+    Attributes:
+        memory: Its bytes. The mapping holds no second descriptor, as one of Python's ``mmap`` would.
+        address: Where another process finds it.
+
     Raises:
         OSError: The memory is not there (ENOMEM, ENOSPC), or too many files are open (EMFILE).
     """
@@ -47,7 +56,7 @@ class Segment:
         try:
             # Pages that are only promised would end the process where they are written first.
             os.posix_fallocate(self._fd, 0, num_bytes)
-            self.memory = mmap.mmap(self._fd, num_bytes)
+            self.memory = _map(self._fd, num_bytes, shared=True)
         except BaseException:
             os.close(self._fd)
             raise
@@ -75,7 +84,12 @@ def can_be_mapped_by_a_child() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def map_privately(address: SegmentAddress) -> mmap.mmap:
+def most_segments() -> int:
+    """Segments that this process may hold: half of the files that it may open. The others are for its clients."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+def map_privately(address: SegmentAddress) -> torch.UntypedStorage:
     """Map another process's segment; what is written here stays here, and nothing is read before it is asked for.
 
     Raises:
@@ -88,9 +102,22 @@ def map_privately(address: SegmentAddress) -> mmap.mmap:
             raise FileNotFoundError(
                 f"process {address.pid} no longer holds the features behind descriptor {address.fd}"
             )
-        return mmap.mmap(fd, address.num_bytes, access=mmap.ACCESS_COPY)
+        return _map(fd, address.num_bytes, shared=False)
     finally:
         os.close(fd)
+
+
+def _map(fd: int, num_bytes: int, *, shared: bool) -> torch.UntypedStorage:
+    """Map a file whose descriptor may be closed then.
+
+    Raises:
+        OSError: The process has no room for another mapping, or for the descriptor that this takes meanwhile.
+    """
+    try:
+        # PyTorch's types say that of every kind of storage.
+        return cast(torch.UntypedStorage, torch.UntypedStorage.from_file(f"/proc/self/fd/{fd}", shared, num_bytes))
+    except RuntimeError as error:
+        raise OSError(errno.ENOMEM, f"{num_bytes} bytes could not be mapped: {error}") from error
 
 
 def _path(address: SegmentAddress) -> str:

@@ -35,7 +35,7 @@ class SharedFeature(ShmPointerMMData):
         # Unpickling never fails: a request whose features are gone is refused by itself, and its neighbours go on.
         try:
             memory = map_privately(self.address)
-            self.tensor = torch.frombuffer(memory, dtype=self.dtype).reshape(self.shape)
+            self.tensor = torch.empty(0, dtype=self.dtype).set_(memory).view(self.shape)
         except Exception as error:
             self._error = error
 

@@ -6,7 +6,9 @@ scheduler can map, and a request that needs them says where they are instead of 
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from star_kv_sglang.images.segment import Segment
+from star_kv_sglang.images.segment import Segment, most_segments
 from star_kv_sglang.images.shared_feature import SharedFeature
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class FeatureStore:
         """
         dtype = feature.dtype if dtype is None or not feature.is_floating_point() else dtype
         try:
+            if len(self._segments) >= most_segments():
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             segment = Segment(feature.numel() * dtype.itemsize)
         except OSError as error:
             if not self.counters.num_not_moved:
@@ -63,7 +67,7 @@ class FeatureStore:
                 )  # fmt: skip
             self.counters.num_not_moved += 1
             return feature
-        moved = torch.frombuffer(segment.memory, dtype=dtype).reshape(feature.shape)
+        moved = torch.empty(0, dtype=dtype).set_(segment.memory).view(feature.shape)
         moved.copy_(feature)
         self._segments[moved] = segment
         self.counters.num_moved += 1

@@ -7,13 +7,18 @@ import gc
 import multiprocessing
 import os
 import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from sglang.srt.multimodal.cache.preprocess_cache import MultimodalPreprocessCache
 
 from star_kv_sglang import server_args
 from star_kv_sglang.errors import UnsupportedSetupError
@@ -22,6 +27,8 @@ from star_kv_sglang.images.segment import Segment, map_privately
 from star_kv_sglang.images.shared_feature import SharedFeature
 from star_kv_sglang.images.store import FeatureStore
 from star_kv_sglang.patches import activate, hooks
+
+NUM_KEPT, FEATURE_BYTES = 100, 65_536
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,22 @@ class Request:
 def num_segments() -> int:
     """Segments that this process holds."""
     return sum("star-kv-feature" in os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+
+def num_files() -> int:
+    """Above the highest descriptor of this process."""
+    return max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()) + 1
+
+
+@contextmanager
+def at_most_files(limit: int) -> Iterator[int]:
+    """This process may open no descriptor from ``limit`` on."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def sent(store: FeatureStore, feature: torch.Tensor, request: Any) -> Any:
@@ -108,6 +131,68 @@ def test_ten_thousand_screenshots_leave_nothing_behind() -> None:
     gc.collect()
     assert num_segments() == before
     assert store.counters.num_moved == 10_000
+
+
+def test_ten_thousand_screenshots_in_a_small_cache_take_no_more_than_the_cache() -> None:
+    """SGLang's own cache evicts; requests come and go beside it."""
+    kept: MultimodalPreprocessCache[int, Artifact] = MultimodalPreprocessCache(NUM_KEPT * FEATURE_BYTES)
+    store, before, process = FeatureStore(), num_segments(), psutil.Process()
+    most, resident = 0, []
+    for number in range(10_000):
+        (artifact,) = store.move_artifacts([Artifact(torch.full((FEATURE_BYTES // 4,), float(number)))])
+        assert artifact.feature is not None
+        kept.put(number, artifact, artifact.feature.nbytes)
+        sent(store, artifact.feature, Request())
+        if number % 500 == 499:
+            most = max(most, num_segments() - before)
+            resident.append(process.memory_info().rss)
+    assert kept.stats()["evictions"] == 10_000 - NUM_KEPT
+    assert most <= NUM_KEPT + 1, "and the one that was moved last"
+    assert max(resident[4:]) - min(resident[4:]) < 10 * NUM_KEPT * FEATURE_BYTES
+    del artifact
+    kept.clear()
+    gc.collect()
+    assert num_segments() == before
+
+
+def test_features_hold_one_descriptor_and_their_receiver_none() -> None:
+    store, before = FeatureStore(), num_segments()
+    moved, request = store.move(torch.ones(100)), Request()
+    assert num_segments() == before + 1
+    received = pickle.loads(pickle.dumps(sent(store, moved, request))).materialize()
+    assert num_segments() == before + 1
+    assert received.sum() == 100
+
+
+def test_half_of_the_files_that_a_process_may_open_are_left_to_its_clients() -> None:
+    store, features = FeatureStore(), []
+    with at_most_files(num_files() + 100) as limit:
+        features = [store.move(torch.ones(10)) for _ in range(limit)]
+        assert segment.most_segments() == limit // 2
+        assert store.counters.num_moved == limit // 2
+        assert store.counters.num_not_moved == limit - limit // 2
+        del features[: limit // 4]
+        gc.collect()
+        assert sent(store, store.move(torch.ones(10)), Request()).address, "what was given back is used again"
+
+
+def test_without_a_descriptor_the_feature_stays_where_it_is() -> None:
+    """Others can have taken them all."""
+    store, feature, taken = FeatureStore(), torch.ones(10), []
+    with at_most_files(num_files() + 20):
+        try:
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            assert store.move(feature) is feature
+            # One is enough to make the segment, and then there is none to map it.
+            os.close(taken.pop())
+            assert store.move(feature) is feature
+        finally:
+            for fd in taken:
+                os.close(fd)
+        assert store.counters.num_not_moved == 2
+        assert store.move(feature) is not feature
 
 
 def test_features_that_are_gone_are_an_error_of_their_request_alone() -> None:
