@@ -91,6 +91,16 @@ def after_is_disable_overlap_for_batch(
     return result or (last_batch is not None and engine.must_prune_before(batch, last_batch))
 
 
+def after_flush_cache(result: bool, scheduler: Scheduler, *args: Any, **kwargs: Any) -> bool:
+    """Empty SGLang's cache of embeddings with its other caches: they are what the old vision tower saw."""
+    from sglang.srt.managers import mm_schedule
+
+    del scheduler, args, kwargs
+    if result and mm_schedule.embedding_cache is not None:
+        mm_schedule.embedding_cache.clear()
+    return result
+
+
 def after_get_internal_state(
     result: GetInternalStateReqOutput, scheduler: Scheduler, *args: Any
 ) -> GetInternalStateReqOutput:

@@ -68,6 +68,15 @@ HOOKS = (
         hook="after_is_disable_overlap_for_batch",
     ),
     Seam(
+        target="sglang.srt.managers.scheduler.Scheduler.flush_cache",
+        kind=SeamKind.AFTER,
+        signature="(self, empty_cache=True)",
+        why="new weights empty SGLang's caches, but not that of embeddings: it holds what the old vision tower saw",
+        upstream="srt/managers/scheduler.py",
+        remove_when="SGLang empties its cache of embeddings with the others",
+        hook="after_flush_cache",
+    ),
+    Seam(
         target="sglang.srt.managers.scheduler.Scheduler.get_internal_state",
         kind=SeamKind.AFTER,
         signature="(self, recv_req)",

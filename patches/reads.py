@@ -194,6 +194,8 @@ READS: tuple[Seam, ...] = (
     ),
     *_used("multimodal.processors.base_processor.BaseMultimodalProcessor", "mm_preprocess_cache", _FEATURES),
     *_used("managers.io_struct", "_USE_PICKLE_IPC", _FEATURES),
+    *_used("managers.mm_schedule", "embedding_cache", _FEATURES),
+    *_used("mem_cache.multimodal_cache.MultiModalStaticCache", "clear", _FEATURES, SeamKind.CALL),
     _called("multimodal.transport.determine_tensor_transport_mode", "()", _FEATURES),
     _called("runtime_context.get_serving", "()", _FEATURES),
     *_used("arg_groups.fields.serving.Serving", "skip_tokenizer_init", _FEATURES, SeamKind.FLAG),
