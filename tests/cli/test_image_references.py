@@ -151,8 +151,9 @@ def test_the_client_in_the_documentation_works(client: httpx.Client) -> None:
     assert names["sent"] == set(map(digest, seen))
     client.post("/flush_cache", params={"timeout": 30}).raise_for_status()
     said.append(names["ask"](seen, "read x12"))
-    assert said[1].choices[0].message.content == said[3].choices[0].message.content
-    assert said[2].usage.prompt_tokens == said[1].usage.prompt_tokens
+    # What was pruned of the first turn is not there any more: words may differ, the prompt does not.
+    assert len({one.usage.prompt_tokens for one in said[1:]}) == 1
+    assert names["sent"] == set(map(digest, seen))
 
 
 def test_a_flush_forgets_them(client: httpx.Client) -> None:
