@@ -100,8 +100,9 @@ class SentImages:
                 named = fewer
             except NotUnderstoodAnswer:
                 answer = await post(images)
-                # The same request with bytes is fine: it was the references.
-                logger.warning("the server knows no references to images: screenshots are sent as bytes from now on")
+                # The same request with bytes is fine: it was the references. Others may have found out meanwhile.
+                if self.in_use:
+                    logger.warning("the server knows no references to images: screenshots go as bytes from now on")
                 self.in_use = False
                 return answer
             else:

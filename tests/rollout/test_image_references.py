@@ -129,7 +129,7 @@ def test_a_server_that_knows_no_references_gets_bytes_for_good(status: int, capl
         hold(server, [(0,), (0, 1), (0, 1), (0, 1, 2)])
     assert sent(server) == ["b", "rb", "bb", "bb", "bbb"]
     assert [record.getMessage() for record in caplog.records if "references" in record.getMessage()] == [
-        "the server knows no references to images: screenshots are sent as bytes from now on"
+        "the server knows no references to images: screenshots go as bytes from now on"
     ]
 
 
