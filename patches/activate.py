@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError, UnsupportedSetupError
@@ -62,12 +63,14 @@ def install_request_checks() -> None:
 
 def request_hooks() -> tuple[Seam, ...]:
     """The checks of the APIs that this process has: SGLang leaves one out whose libraries are not installed."""
-    return tuple(seam for seam in REQUEST_HOOKS if _is_importable(seam.target))
+    return tuple(seam for seam in REQUEST_HOOKS if _is_there(seam))
 
 
-def _is_importable(target: str) -> bool:
+def _is_there(seam: Seam) -> bool:
+    """Whether the module of a seam can be imported here; whether it has what the seam names is checked elsewhere."""
+    module = "sglang." + seam.upstream.removesuffix(".py").replace("/", ".")
     try:
-        pkgutil.resolve_name(target)
+        import_module(module)
     except ImportError:
         return False
     return True
