@@ -1,7 +1,8 @@
 """Parallel branches of a GUI agent on a real SGLang server: the full KV cache beside STaR-KV at a fifth of it.
 
 ``make demo``, or ``python examples/demo.py``. It starts the server twice, sends both the same trajectories, prints one
-table, and writes a page with the same table and with two screenshots on which the kept tokens are drawn.
+table, and writes a page with the same table and with two screenshots on which the kept tokens are drawn. With
+``--compare-image-cache`` it starts the server a third time: STaR-KV without the cache of processed screenshots.
 """
 
 from __future__ import annotations
@@ -37,19 +38,22 @@ DRAWN_BRANCH = 0
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the two servers: its column's heading and its flags."""
+    """One of the servers: its column's heading and its flags."""
 
     name: str
     flags: tuple[str, ...]
 
 
-def contenders(budget: float, trace_dir: Path) -> tuple[Contender, Contender]:
-    """The full cache, and STaR-KV with traces of what it prunes."""
-    star = ("--kv-policy", "star", "--kv-budget", str(budget), "--kv-policy-config")
-    return (
+def contenders(budget: float, trace_dir: Path, *, compare_image_cache: bool) -> list[Contender]:
+    """The full cache, STaR-KV with traces of what it prunes and, where asked for, STaR-KV without the image cache."""
+    star = ("--kv-policy", "star", "--kv-budget", str(budget))
+    traced = ("--kv-policy-config", json.dumps({"trace_dir": str(trace_dir.resolve())}))
+    others = [Contender(f"star {budget:g}, no image cache", (*star, "--kv-image-cache-mb", "0"))]
+    return [
         Contender("full", ("--kv-policy", "full")),
-        Contender(f"star {budget:g}", (*star, json.dumps({"trace_dir": str(trace_dir.resolve())}))),
-    )
+        Contender(f"star {budget:g}", (*star, *traced)),
+        *(others if compare_image_cache else []),
+    ]
 
 
 def run_contender(
@@ -109,14 +113,19 @@ def demo(
     turns: Annotated[int, typer.Option(min=3, max=12)] = 6,
     budget: Annotated[float, typer.Option(help="Share of a branch's own visual tokens that stays.")] = 0.2,
     seed: Annotated[int, typer.Option(help="The screens follow from it.")] = 0,
+    compare_image_cache: Annotated[
+        bool, typer.Option("--compare-image-cache", help="Run STaR-KV once more, without its image cache.")
+    ] = False,
 ) -> None:
-    """Run the branches twice, compare, and write the report."""
+    """Run the branches on each server, compare, and write the report."""
     console = Console()
     trajectories = branching(seed, num_branches=branches, num_turns=turns)
     save_trajectories(trajectories, out / "trajectories" / "trajectories.json")
     trace_dir = _empty_folder(out / "traces")
-    full, star = contenders(budget, trace_dir)
-    results = [run_contender(one, trajectories, out / one.name.replace(" ", "-"), console) for one in (full, star)]
+    servers = contenders(budget, trace_dir, compare_image_cache=compare_image_cache)
+    results = [
+        run_contender(one, trajectories, out / one.name.replace(",", "").replace(" ", "-"), console) for one in servers
+    ]
     rollouts, summaries = [rollout for rollout, _ in results], [summary for _, summary in results]
     rows = compare(summaries, rollouts)
     console.rule("[bold]side by side")
@@ -130,6 +139,8 @@ def demo(
     )
     (out / "report.html").write_text(page, encoding="utf-8")
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    if not compare_image_cache:
+        console.print("--compare-image-cache adds a column without the cache of processed screenshots.")
 
 
 def _empty_folder(folder: Path) -> Path:

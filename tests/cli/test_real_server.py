@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from star_kv_sglang import cpu_mode
@@ -287,3 +291,82 @@ def test_right_values_go_through(client: httpx.Client) -> None:
     # SGLang's own refusals are as they were.
     assert generate(client, max_thinking_tokens=3).status_code == 400
     assert chat(client, messages=[]).status_code == 400
+
+
+def _processes(port: int) -> list[psutil.Process]:
+    """All of the server at this port: what answers clients, then the others."""
+    children = filter(_is_alive, psutil.Process().children())
+    (server,) = [one for one in children if str(port) in one.cmdline()]
+    return [server, *filter(_is_alive, server.children(recursive=True))]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
+def _files(pid: str) -> Iterator[tuple[str, int]]:
+    """Name and inode of what a process holds by a descriptor or maps."""
+    for fd in Path("/proc", pid, "fd").iterdir():
+        yield str(fd.readlink()), fd.stat().st_ino
+    for line in Path("/proc", pid, "maps").read_text(encoding="utf-8").splitlines():
+        _, _, _, _, inode, *name = line.split(maxsplit=5)
+        yield "".join(name), int(inode)
+
+
+def _holders() -> dict[int, set[int]]:
+    """For each segment of features on this machine the processes that hold it."""
+    holders: dict[int, set[int]] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended meanwhile, or is not ours
+            for name, inode in _files(pid):
+                if "star-kv-feature" in name:
+                    holders.setdefault(inode, set()).add(int(pid))
+    return holders
+
+
+def _kill_in_the_middle(client: httpx.Client, name: str) -> None:
+    """Kill a process of the server while it answers; all others end, and nothing of ours is left.
+
+    Args:
+        client: Of the server.
+        name: A word of the process's title; the one that answers clients has none of its own.
+    """
+    port = client.base_url.port
+    assert port is not None
+    processes = _processes(port)
+    (turn,) = generate_trajectory(92_000, num_turns=1, questions_per_turn=1).turns
+    body = {
+        "model": "default", "temperature": 0, "max_tokens": 4000, "ignore_eos": True, "stream": True,
+        "messages": [{"role": "user", "content": [_screen(turn.image_png), _text(turn.questions[0].text)]}],
+    }  # fmt: skip
+    victim = next(one for one in processes if name in " ".join(one.cmdline()))
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        assert next(lines)
+        ours = {inode for inode, pids in _holders().items() if pids & {one.pid for one in processes}}
+        assert ours, "the request's screenshot"
+        victim.kill()
+        with suppress(httpx.TransportError):
+            assert "data: [DONE]" not in list(lines)
+    deadline = time.monotonic() + 60
+    while (left := [one for one in processes if _is_alive(one)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    assert not ours & _holders().keys()
+    assert [file for file in os.listdir("/dev/shm") if "star" in file] == []
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+
+
+def test_a_killed_process_takes_the_others_with_it_and_leaves_nothing_behind(
+    client: httpx.Client, log_file: Path
+) -> None:
+    """The last test of this server. A new one starts at the same port."""
+    _kill_in_the_middle(client, "scheduler")
+    flags = ["--model-path", str(MODEL), "--kv-policy", "star", "--skip-server-warmup"]
+    port = client.base_url.port
+    again = serving(flags, log_file.parent / "second.log", port=port)
+    with again as url, httpx.Client(base_url=url, timeout=120) as second:
+        assert generate(second).status_code == 200
+        _kill_in_the_middle(second, "serve")

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 from uuid import uuid4
 
 import httpx
+from PIL import Image
 
 from star_kv_sglang.tools.rollout.runner import user_message
 from star_kv_sglang.tools.rollout.scoring import is_correct
+from star_kv_sglang.tools.rollout.trajectory import Question, Turn
 from tinygui.trajectories import generate
 
 Message = dict[str, Any]
 ANSWER_TOKENS = 8
 LONG_ANSWER_TOKENS = 300
 SHARE_OF_CALM = 0.6
+SCALES = (0.75, 1.0, 1.25)
+"""Of the screenshots of an agent that talks."""
+_IMAGE_METRICS = "star_kv:image_"
 
 
 class Mood(Enum):
@@ -32,7 +38,7 @@ class Mood(Enum):
     HANGS_UP = "hangs up"
     """Closes the connection in the middle of one of its answers and gives up."""
     TALKS = "talks"
-    """Lets the model write long answers, several at a time, which fill the pool."""
+    """Lets the model write long answers, several at a time, which fill the pool. Its screenshots vary in size."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,16 @@ class Server:
         report: dict[str, Any] = answer.raise_for_status().json()["internal_states"][0]["star_kv"]
         return report
 
+    async def image_cache(self) -> dict[str, float]:
+        """What the image cache says of itself, by the end of the metric's name."""
+        text = (await self._http.get("/metrics")).raise_for_status().text
+        found: dict[str, float] = {}
+        for line in text.splitlines():
+            if line.startswith(_IMAGE_METRICS):
+                name, value = line.removeprefix(_IMAGE_METRICS).split("{")[0], float(line.rsplit(" ", 1)[1])
+                found[name] = found.get(name, 0.0) + value
+        return found
+
     async def flush(self) -> None:
         """Empty the tree."""
         (await self._http.post("/flush_cache", params={"timeout": 60})).raise_for_status()
@@ -160,7 +176,7 @@ async def play(
     for number, (turn, question) in enumerate(asked):
         if time.monotonic() > until:
             break
-        messages.append(user_message(turn, question, with_image=question is turn.questions[0]))
+        messages.append(_asked(turn, question, rng.choice(SCALES) if mood is Mood.TALKS else 1.0))
         rid = uuid4().hex
         if mood is Mood.HANGS_UP and number == fatal:
             await server.hang_up(messages, rid, rng.random())
@@ -176,6 +192,17 @@ async def play(
         # A long answer is not sent back: it would teach the model nonsense.
         messages.append({"role": "assistant", "content": question.answer if talks else reply.text})
     return branch
+
+
+def _asked(turn: Turn, question: Question, scale: float) -> Message:
+    """What an agent sends: the one place that knows how a screenshot travels."""
+    is_first = question is turn.questions[0]
+    if is_first and scale != 1.0:
+        file = io.BytesIO()
+        with Image.open(io.BytesIO(turn.image_png)) as screen:
+            screen.resize((round(screen.width * scale), round(screen.height * scale))).save(file, "PNG")
+        turn = replace(turn, image_png=file.getvalue())
+    return user_message(turn, question, with_image=is_first)
 
 
 async def _aborted(server: Server, messages: list[Message], rid: str, after_s: float) -> None:

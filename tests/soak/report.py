@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.soak.agents import Branch, Mood
+from tests.soak.processes import NAMES, Held
 
 MAX_GROWTH = 0.03
-"""Growth of the scheduler's memory from the second to the last quarter of the run that counts as noise, beside
-20 MiB."""
+"""Growth of a process's memory from the second to the last quarter of the run that counts as noise, beside 20 MiB."""
 NOISE_BYTES = 20 * 2**20
+NOISE_FILES = 64
+"""Descriptors beside that: connections, and the screenshots of requests that run."""
 
 
 @dataclass
@@ -37,7 +39,11 @@ class Report:
         replay_is_complete: It had the time that it took.
         lost_slots: Slots in use that belong to nobody, at the end of the load.
         lost_slots_after_replay: The same at the end.
-        rss: Seconds since the start, bytes of the scheduler process, and answers so far.
+        held: For each process of the server what it held, in order of time.
+        seconds: Since the start, at each of these moments.
+        image_cache: What the image cache said of itself when nothing ran any more.
+        num_shared_bytes: Of screenshots' features at that moment.
+        most_shared_bytes: That the cache may hold.
         stats: The policy's report after the load.
         problems: Why the run failed.
     """
@@ -60,7 +66,11 @@ class Report:
     replay_is_complete: bool = False
     lost_slots: int = 0
     lost_slots_after_replay: int = 0
-    rss: list[tuple[float, int, int]] = field(default_factory=list)
+    held: dict[str, list[Held]] = field(default_factory=lambda: {name: [] for name in NAMES})
+    seconds: list[float] = field(default_factory=list)
+    image_cache: dict[str, float] = field(default_factory=dict)
+    num_shared_bytes: int = 0
+    most_shared_bytes: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -72,24 +82,34 @@ class Report:
         self.num_retractions += sum(reply.num_retractions for reply in branch.replies)
         self.num_branches_comparable += bool(branch.undisturbed)
 
-    def growth(self) -> tuple[float, float]:
-        """Median memory of the second and of the last quarter of the run, in bytes."""
-        sizes = [size for _, size, _ in self.rss]
-        quarter = max(1, len(sizes) // 4)
-        return statistics.median(sizes[quarter : 2 * quarter] or sizes), statistics.median(sizes[-quarter:])
+    def medians(self, process: str, what: str) -> list[float]:
+        """The median of each quarter of the run.
 
-    def memory(self) -> dict[str, int]:
-        """Memory in MiB when the load began, in the middle, at its end, and at most."""
-        sizes = [size // 2**20 for _, size, _ in self.rss]
-        return {"start": sizes[0], "middle": sizes[len(sizes) // 2], "end": sizes[-1], "most": max(sizes)}
+        Args:
+            process: Its name.
+            what: A field of :class:`Held`.
+        """
+        series = [getattr(held, what) for held in self.held[process]]
+        quarter = max(1, len(series) // 4)
+        return [statistics.median(series[n * quarter : (n + 1) * quarter] or series) for n in range(4)]
+
+    def growing(self) -> list[str]:
+        """What a process holds more of in the last quarter of the run than in the second."""
+        noise = {"num_bytes": NOISE_BYTES, "num_files": NOISE_FILES, "num_shared_bytes": NOISE_BYTES}
+        quarters = {(name, what): self.medians(name, what) for name in self.held for what in noise}
+        return [
+            f"{what} of {name} grew: {[round(one) for one in quarter]}, the median of each quarter"
+            for (name, what), quarter in quarters.items()
+            if quarter[3] > quarter[1] * (1 + MAX_GROWTH) + noise[what]
+        ]
 
     def judge(self) -> None:
         """Write down why the run failed, if it did."""
-        before, after = self.growth()
         wrong = {
-            f"the scheduler's memory grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB": (
-                after > before * (1 + MAX_GROWTH) + NOISE_BYTES
-            ),
+            f"{self.num_shared_bytes} bytes of screenshots are held when nothing runs; the cache has room for "
+            f"{self.most_shared_bytes}": self.num_shared_bytes > self.most_shared_bytes,
+            "the image cache has evicted nothing; give it less": not self.image_cache.get("cache_evictions_total"),
+            "there was no shared memory for some screenshots": self.image_cache.get("features_not_moved_total"),
             f"{self.lost_slots} slots belong to nobody after the load": self.lost_slots,
             f"{self.lost_slots_after_replay} slots belong to nobody after the replay": self.lost_slots_after_replay,
             f"{len(self.different)} of {self.num_compared} answers differ from the replay's": self.different,
@@ -104,4 +124,4 @@ class Report:
                 for mood, count in self.branches.items()
             },
         }
-        self.problems += [problem for problem, is_so in wrong.items() if is_so]
+        self.problems += [*self.growing(), *(problem for problem, is_so in wrong.items() if is_so)]

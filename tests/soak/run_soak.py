@@ -2,10 +2,10 @@
 
     python -m tests.soak.run_soak --minutes 30 --out out/soak
 
-Fails when a slot is lost (SGLang's own checks run after every step), when memory grows, when the server dies, or when
-an answer differs from that of the serial replay. Compared are branches that nobody interrupted, up to the first
-answer that another agent can have had a part in: one that was put back, or before which history was
-evicted (fewer ``cached_tokens``) or cut again (``cuts``).
+Fails when a slot is lost (SGLang's own checks run after every step), when a process of the server holds more and more
+memory, descriptors or screenshots, when the server dies, or when an answer differs from that of the serial replay.
+Compared are branches that nobody interrupted, up to the first answer that another agent can have had a part in: one
+that was put back, or before which history was evicted (fewer ``cached_tokens``) or cut again (``cuts``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from rich.progress import Progress, TextColumn
 from star_kv_sglang.tools.rollout.server import serving
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.soak.agents import Branch, Mood, Server, play
+from tests.soak.processes import Held, held_by, server_processes
 from tests.soak.report import Report
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "tinygui" / "model"
@@ -57,15 +58,15 @@ class Soak:
     Args:
         server: Under load.
         report: Its ``minutes`` and ``num_agents`` say what is to be done.
-        scheduler: The process whose memory is watched.
+        processes: Of the server, by name; what they hold is watched.
         seed: Of all that the agents do.
         progress: Shows how far it is.
     """
 
     def __init__(
-        self, server: Server, report: Report, scheduler: psutil.Process, *, seed: int, progress: Progress
+        self, server: Server, report: Report, processes: dict[str, psutil.Process], *, seed: int, progress: Progress
     ) -> None:
-        self._server, self._report, self._scheduler = server, report, scheduler
+        self._server, self._report, self._processes = server, report, processes
         self._seed, self._progress = seed, progress
         self._played: list[Branch] = []
 
@@ -86,7 +87,9 @@ class Soak:
         async def watch() -> None:
             while True:
                 seconds = time.monotonic() - started
-                report.rss.append((round(seconds, 1), self._scheduler.memory_info().rss, report.num_answers))
+                report.seconds.append(round(seconds, 1))
+                for name, process in self._processes.items():
+                    report.held[name].append(held_by(process))
                 self._progress.update(bar, completed=min(seconds, report.minutes * 60), detail=_so_far(report))
                 await asyncio.sleep(SAMPLE_S)
 
@@ -98,6 +101,8 @@ class Soak:
         report.load_s = time.monotonic() - started
         report.stats = await self._idle()
         report.lost_slots = report.stats["num_used_pool_tokens"] - report.stats["num_live_tokens"]
+        report.image_cache = await self._server.image_cache()
+        report.num_shared_bytes = held_by(self._processes["api"]).num_shared_bytes
 
     async def replay(self, num_answers: int, most_s: float) -> None:
         """Branches one by one, each on an empty tree, those with the longest comparable history first.
@@ -150,7 +155,8 @@ class Soak:
 
 
 def _so_far(report: Report) -> str:
-    return f"{report.num_answers} answers, {report.num_retractions} put back, {report.rss[-1][1] // 2**20} MiB"
+    mib = report.held["scheduler"][-1].num_bytes // 2**20
+    return f"{report.num_answers} answers, {report.num_retractions} put back, {mib} MiB"
 
 
 def main(
@@ -160,6 +166,7 @@ def main(
     budget: Annotated[float, typer.Option(help="Share of a branch's own visual tokens that stays.")] = 0.2,
     shrink: Annotated[bool, typer.Option(help="Shrink before evicting.")] = True,
     policy: Annotated[str, typer.Option(help="The policy.")] = "star",
+    image_cache: Annotated[int, typer.Option(help="MiB of screenshots: few enough that some are evicted.")] = 64,
     answers: Annotated[int, typer.Option(help="Enough answers compared with a serial replay.")] = 150,
     seed: Annotated[int, typer.Option(help="Of all that the agents do.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the log and the report.")] = Path("out/soak"),
@@ -171,8 +178,9 @@ def main(
         "--max-running-requests", str(agents), "--max-prefill-tokens", str(PREFILL_TOKENS), "--kv-policy", policy,
         "--kv-budget", str(budget), "--schedule-conservativeness", "0.05", "--kv-policy-config",
         json.dumps({"shrink_before_evict": shrink}), "--enable-metrics", "--skip-server-warmup",
+        "--kv-image-cache-mb", str(image_cache),
     ]  # fmt: skip
-    report = Report(minutes, agents)
+    report = Report(minutes, agents, most_shared_bytes=image_cache * 2**20)
     out.mkdir(parents=True, exist_ok=True)
     with serving(flags, out / "server.log") as url:
         try:
@@ -190,24 +198,20 @@ async def _run(url: str, report: Report, seed: int, num_answers: int) -> None:
     server = Server(url)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        run = Soak(server, report, _scheduler(), seed=seed, progress=progress)
+        run = Soak(server, report, server_processes(), seed=seed, progress=progress)
         await run.load()
         await run.replay(num_answers, most_s=MOST_REPLAY_S)
     await server.close()
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The report without its series, with the memory in a few numbers."""
-    short = {name: value for name, value in asdict(report).items() if name != "rss"}
-    return {**short, "rss_mib": report.memory() if report.rss else None, "passed": not report.problems}
-
-
-def _scheduler() -> psutil.Process:
-    """The scheduler among this process's descendants."""
-    found = [one for one in psutil.Process().children(recursive=True) if "scheduler" in " ".join(one.cmdline())]
-    if len(found) != 1:
-        raise typer.BadParameter(f"expected one scheduler process, found {[one.cmdline() for one in found]}")
-    return found[0]
+    """The report without its series, with the medians of their quarters."""
+    short = {name: value for name, value in asdict(report).items() if name not in ("held", "seconds")}
+    whats = [field.name for field in fields(Held)]
+    held = {
+        name: {what: report.medians(name, what) for what in whats} for name, series in report.held.items() if series
+    }
+    return {**short, "held": held, "passed": not report.problems}
 
 
 if __name__ == "__main__":
