@@ -3,6 +3,7 @@
 # make test      what CI runs: lint, types, all tests that need no GPU
 # make test-seams  what of SGLang is relied on, against the installed SGLang or SGLANG=FOLDER, without starting it
 # make soak      half an hour of load on a real server
+# make check-wheel  the bare wheel in a fresh environment beside SGLang: it brings nothing else, and serves
 # make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time over all GPUs; PYTHON=... names an interpreter that has SGLang
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ PYTHON ?= $(VENV)/python
 GPU_JOBS ?= 4
 TREE := build/tree
 
-.PHONY: install demo lint format types test test-nightly test-seams test-gpu soak tree wheel clean
+.PHONY: install demo lint format types test test-nightly test-seams test-gpu soak tree wheel check-wheel clean
 
 install:
 	@PYTHON=$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),) bash scripts/install.sh
@@ -62,6 +63,10 @@ soak: install tree
 wheel: install
 	rm -rf build/lib build/bdist.*
 	$(VENV)/python -m build --wheel --no-isolation --outdir dist
+
+# A fresh environment with SGLang and the bare wheel, and nothing else of ours: what it brings, and that it serves.
+check-wheel: wheel
+	bash scripts/check_wheel.sh
 
 clean:
 	rm -rf .venv .uv-cache build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -275,12 +275,18 @@ def _tower_dtype() -> torch.dtype | None:
 async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
     """Process new screenshots and move their features into shared memory, once, beside the event loop."""
     run = partial(asyncio.get_running_loop().run_in_executor, images.worker())
-    move = partial(images.store().move_artifacts, dtype=_tower_dtype())
+    store, dtype = images.store(), _tower_dtype()
+
+    def process() -> list[Any]:
+        with store.processing(len(entries)):
+            return store.move_artifacts(processor.prepare_artifact_batch(entries), dtype)
+
     if processor.mm_processor_executor is None:
         # SGLang would process them on the event loop, and every other request would wait. One job for both steps: of
         # requests that come together the first goes on while the others are processed.
-        return await run(lambda: move(processor.prepare_artifact_batch(entries)))
-    return await run(move, await original(processor, entries))
+        return await run(process)
+    with store.processing(len(entries)):
+        return await run(store.move_artifacts, await original(processor, entries), dtype)
 
 
 async def around_send_one_request(original: Callable[..., Any], manager: TokenizerManager, tokenized_obj: Any) -> Any:
@@ -295,8 +301,16 @@ async def around_send_one_request(original: Callable[..., Any], manager: Tokeniz
 def _publish_images(manager: TokenizerManager) -> None:
     if manager.enable_metrics:
         told = images.publisher(str(manager.metrics_collector.labels["model_name"]))
-        stats = manager.mm_processor.mm_preprocess_cache.stats()
-        told.publish(stats, images.store().counters, images.references().counters)
+        told.publish(images.report(manager.mm_processor.mm_preprocess_cache.stats()))
+
+
+async def around_get_internal_state(original: Callable[..., Any], manager: TokenizerManager) -> Any:
+    """Add what became of screenshots to what ``/server_info`` shows."""
+    states = await original(manager)
+    numbers = images.report(manager.mm_processor.mm_preprocess_cache.stats())
+    for state in states:
+        state["star_kv_images"] = numbers
+    return states
 
 
 async def around_serve_generate_request(original: Callable[..., Any], obj: GenerateReqInput, request: Any) -> Any:

@@ -207,6 +207,15 @@ IMAGE_HOOKS = (
         remove_when="SGLang keeps the features of its image cache where the scheduler can map them",
         hook="around_send_one_request",
     ),
+    Seam(
+        target="sglang.srt.managers.tokenizer_manager.TokenizerManager.get_internal_state",
+        kind=SeamKind.AROUND,
+        signature="(self)",
+        why="what became of screenshots, in /server_info",
+        upstream="srt/managers/tokenizer_control_mixin.py",
+        remove_when="plugins can add to /server_info",
+        hook="around_get_internal_state",
+    ),
 )
 """Hooks of the process that answers clients; put in place when it keeps processed screenshots."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+from star_kv_sglang.images import telemetry
 from star_kv_sglang.images.references import References
 from star_kv_sglang.images.store import FeatureStore
-from star_kv_sglang.images.telemetry import ImagePublisher
 
 
 @cache
@@ -28,7 +29,16 @@ def worker() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="star-kv-images")
 
 
+def report(cache_numbers: Mapping[str, int]) -> dict[str, int]:
+    """What became of screenshots in this process.
+
+    Args:
+        cache_numbers: What SGLang's cache of processed images says of itself.
+    """
+    return telemetry.report(cache_numbers, store().counters, references().counters)
+
+
 @cache
-def publisher(model_name: str) -> ImagePublisher:
+def publisher(model_name: str) -> telemetry.ImagePublisher:
     """The process's metrics; asked for only where SGLang's are on."""
-    return ImagePublisher(model_name)
+    return telemetry.ImagePublisher(model_name)

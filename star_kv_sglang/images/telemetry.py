@@ -15,16 +15,42 @@ CACHE_COUNTERS = {
     "cache_joins": "Screenshots that another request was processing at that moment.",
     "cache_evictions": "Processed screenshots that made room for others.",
 }
+GAUGES = {
+    "cache_bytes": "Bytes of processed screenshots that are kept.",
+    "saved_ms": "Milliseconds that known screenshots would have taken, had they been processed again.",
+}
 FEATURE_COUNTERS = {
     "features_moved": "Screenshots whose features moved into shared memory, each once.",
     "features_not_moved": "Screenshots for which there was no memory; their features are copied with every request.",
     "features_sent": "Features that a request needed and did not carry.",
     "features_unsent_bytes": "Bytes that these would have been.",
+    "features_processed": "Screenshots that were processed and moved.",
+    "features_processing_ms": "Milliseconds that this took.",
 }
 REFERENCE_COUNTERS = {
     "references_hits": "Screenshots that a request named by their digest, and that were known.",
     "references_unknown": "Screenshots that a request named by their digest, and whose bytes were asked for.",
 }
+
+
+def report(cache: Mapping[str, int], features: FeatureCounters, references: ReferenceCounters) -> dict[str, int]:
+    """All numbers of this process, by the names of their metrics without prefix and suffix.
+
+    Args:
+        cache: What SGLang's cache of processed images says of itself.
+        features: What the store counted since the start.
+        references: What became of references since the start.
+    """
+    return {
+        "cache_hits": cache["hits"],
+        "cache_misses": cache["misses"],
+        "cache_joins": cache["singleflight_joins"],
+        "cache_evictions": cache["evictions"],
+        "cache_bytes": cache["size_bytes"],
+        "saved_ms": features.saved_ms(cache["hits"]),
+        **{f"features_{name.removeprefix('num_')}": value for name, value in asdict(features).items()},
+        **{f"references_{name.removeprefix('num_')}": value for name, value in asdict(references).items()},
+    }
 
 
 class ImagePublisher:
@@ -43,32 +69,20 @@ class ImagePublisher:
             name: Counter(f"{PREFIX}{name}_total", text, ["model_name"]).labels(model_name)
             for name, text in texts.items()
         }
-        self._bytes = Gauge(
-            f"{PREFIX}cache_bytes",
-            "Bytes of processed screenshots that are kept.",
-            ["model_name"],
-            multiprocess_mode="livesum",
-        ).labels(model_name)
+        self._gauges = {
+            name: Gauge(PREFIX + name, text, ["model_name"], multiprocess_mode="livesum").labels(model_name)
+            for name, text in GAUGES.items()
+        }
         self._told = dict.fromkeys(texts, 0)
 
-    def publish(self, cache: Mapping[str, int], features: FeatureCounters, references: ReferenceCounters) -> None:
+    def publish(self, numbers: Mapping[str, int]) -> None:
         """Bring all collectors up to date.
 
         Args:
-            cache: What SGLang's cache of processed images says of itself.
-            features: What the store counted since the start.
-            references: What became of references since the start.
+            numbers: The process's report.
         """
-        values = {
-            "cache_hits": cache["hits"],
-            "cache_misses": cache["misses"],
-            "cache_joins": cache["singleflight_joins"],
-            "cache_evictions": cache["evictions"],
-            **{f"features_{name.removeprefix('num_')}": value for name, value in asdict(features).items()},
-            **{f"references_{name.removeprefix('num_')}": value for name, value in asdict(references).items()},
-        }
-        for name, value in values.items():
-            if value != self._told[name]:
-                self._counters[name].inc(value - self._told[name])
-                self._told[name] = value
-        self._bytes.set(cache["size_bytes"])
+        for name, counter in self._counters.items():
+            counter.inc(numbers[name] - self._told[name])
+            self._told[name] = numbers[name]
+        for name, gauge in self._gauges.items():
+            gauge.set(numbers[name])

@@ -36,6 +36,7 @@ class Held:
         sharing: What the store of features did meanwhile.
         num_encoded: Screenshots that passed the vision tower in the turns, and then of one that four branches, under
             four salts and at the same moment, have just seen.
+        reported: What ``/server_info`` says of screenshots at the end; empty without the cache.
     """
 
     answers: list[Answer]
@@ -44,6 +45,7 @@ class Held:
     trusted: Answer
     sharing: FeatureCounters
     num_encoded: tuple[int, int]
+    reported: dict[str, int]
 
 
 def png(seed: int) -> bytes:
@@ -94,7 +96,7 @@ def hold(engine: TestEngine, trace: Path, *, names_hashes: bool) -> Held:
 
     engine.run(branches())
     num_encoded = in_turns, engine.stats()["num_encoded_images"] - before_branches
-    return Held(answers, kept, num_hits, trusted, sharing, num_encoded)
+    return Held(answers, kept, num_hits, trusted, sharing, num_encoded, engine.state().get("star_kv_images", {}))
 
 
 @pytest.fixture(
@@ -155,3 +157,13 @@ def test_features_move_once_and_travel_never(both: tuple[Held, Held]) -> None:
     assert cached.sharing.num_moved == NUM_TURNS
     assert cached.sharing.num_sent == num_items
     assert cached.sharing.num_not_moved == 0
+
+
+def test_what_became_of_screenshots_is_reported(both: tuple[Held, Held]) -> None:
+    plain, cached = both
+    assert plain.reported == {}
+    reported = cached.reported
+    assert reported["cache_hits"] >= cached.num_hits
+    assert reported["features_processed"] >= NUM_TURNS
+    mean = reported["features_processing_ms"] / reported["features_processed"]
+    assert reported["saved_ms"] == round(reported["cache_hits"] * mean) > 0

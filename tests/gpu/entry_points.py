@@ -5,6 +5,7 @@
         --samples CHECKOUT/tests/examples/data/samples
 
 Run it outside of the checkout, with the paths of these. It imports nothing of the tests, and exits 1 where a way fails.
+With ``--cpu`` it starts `star-kv serve`, the one way on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -90,11 +91,13 @@ def server(command: list[str], port: int, log: Path) -> Iterator[Ask]:
         process.wait(60)
 
 
-def by_server(command: list[str], port: int, given: argparse.Namespace) -> list[dict[str, int]]:
+def by_server(
+    command: list[str], port: int, given: argparse.Namespace, flags: dict[str, Any] = _FLAGS
+) -> list[dict[str, int]]:
     """A conversation with a server that this command starts."""
-    flags = words({"model_path": given.model, **_FLAGS})
+    arguments = words({"model_path": given.model, **flags})
     log = given.out / f"entry_{port}.log"
-    with server([sys.executable, *command, *flags], port, log) as ask:
+    with server([sys.executable, *command, *arguments], port, log) as ask:
         return converse(ask, given.samples)
 
 
@@ -132,6 +135,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the logs")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--cpu", action="store_true", help="there is no GPU: only `star-kv serve`")
     given = parser.parse_args()
     if given.engine:
         run_engine(given)
@@ -141,6 +145,10 @@ def main() -> None:
         "sglang serve": lambda: by_server(["-c", _MODULE, "serve"], 31_812, given),
         "sglang.Engine": lambda: in_process(given),
     }
+    if given.cpu:
+        policy = {name: value for name, value in _FLAGS.items() if name.startswith("kv_")}
+        serve = ["-m", "star_kv_sglang.cli.main", "serve"]
+        ways = {"star-kv serve": lambda: by_server(serve, 31_813, given, policy)}
     failed = False
     with ThreadPoolExecutor(len(ways)) as threads:
         started = {name: threads.submit(way) for name, way in ways.items()}

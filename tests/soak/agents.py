@@ -6,6 +6,7 @@ import asyncio
 import io
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -14,6 +15,7 @@ from uuid import uuid4
 import httpx
 from PIL import Image
 
+from star_kv_sglang.tools.image_references import SentImages, image_urls, raise_for_references, with_image_urls
 from star_kv_sglang.tools.rollout.runner import user_message
 from star_kv_sglang.tools.rollout.scoring import is_correct
 from star_kv_sglang.tools.rollout.trajectory import Question, Turn
@@ -94,6 +96,7 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self._http = httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
+        self._sent = SentImages()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -134,9 +137,18 @@ class Server:
         return Reply(text, int(meta["cached_tokens"]), use, int(meta.get("num_retractions") or 0))
 
     async def send(self, messages: list[Message], rid: str, *, num_tokens: int, exactly: bool) -> httpx.Response:
-        """Whatever comes back."""
-        body = self._body(messages, rid, num_tokens, exactly) | {"return_meta_info": True}
-        return await self._http.post("/v1/chat/completions", json=body)
+        """Whatever comes back, by reference to the screenshots that the server was sent before."""
+        images = image_urls(messages)
+
+        async def post(urls: Sequence[str]) -> httpx.Response:
+            named = with_image_urls(messages, urls)
+            body = self._body(named, rid, num_tokens, exactly) | {"return_meta_info": True}
+            answer = await self._http.post("/v1/chat/completions", json=body)
+            if answer.is_error and list(urls) != images:
+                raise_for_references(answer.status_code, answer.json())
+            return answer
+
+        return await self._sent.send(images, None, post)
 
     async def hang_up(self, messages: list[Message], rid: str, after_s: float) -> None:
         """Begin to read an answer and close the connection."""

@@ -109,6 +109,7 @@ class Report:
             f"{self.num_shared_bytes} bytes of screenshots are held when nothing runs; the cache has room for "
             f"{self.most_shared_bytes}": self.num_shared_bytes > self.most_shared_bytes,
             "the image cache has evicted nothing; give it less": not self.image_cache.get("cache_evictions_total"),
+            "no screenshot went by reference": not self.image_cache.get("references_hits_total"),
             "there was no shared memory for some screenshots": self.image_cache.get("features_not_moved_total"),
             f"{self.lost_slots} slots belong to nobody after the load": self.lost_slots,
             f"{self.lost_slots_after_replay} slots belong to nobody after the replay": self.lost_slots_after_replay,
