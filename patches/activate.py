@@ -71,7 +71,7 @@ def _is_there(seam: Seam) -> bool:
     module = "sglang." + seam.upstream.removesuffix(".py").replace("/", ".")
     try:
         import_module(module)
-    except ImportError:
+    except Exception:  # whatever it is, SGLang goes on without this API, and says so
         return False
     return True
 
@@ -81,8 +81,9 @@ def _name_http_app() -> None:
     from sglang.srt.environ import envs
 
     from star_kv_sglang.compat import HTTP_APP
+    from star_kv_sglang.server_args import set_for_this_engine
 
-    envs.SGLANG_HTTP_SERVER_APP_PATH.set(HTTP_APP)
+    set_for_this_engine(envs.SGLANG_HTTP_SERVER_APP_PATH, HTTP_APP)
 
 
 def install_image_sharing() -> None:

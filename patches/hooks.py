@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.arg_groups.overrides import resolving_view
 
 from star_kv_sglang import request_params
 from star_kv_sglang.engine import runtime
@@ -78,6 +79,9 @@ def after_init_running_status(result: None, scheduler: Scheduler) -> None:
     """The scheduler's queues exist, and with them all that the engine is made of."""
     del result
     runtime.get().start(scheduler)
+    rounded_to = _tower_dtype()
+    if rounded_to is not None and resolving_view(scheduler.server_args).mm_preprocess_cache_size_mb:
+        upload.require_tower_dtype(scheduler.tp_worker.model_runner.model, rounded_to)
 
 
 def after_is_disable_overlap_for_batch(
@@ -88,7 +92,7 @@ def after_is_disable_overlap_for_batch(
     engine = runtime.engine()
     if batch is not None:
         engine.note_scheduled(batch)
-    return result or (last_batch is not None and engine.must_prune_before(batch, last_batch))
+    return result or (last_batch is not None and engine.must_prune_before(batch))
 
 
 def after_flush_cache(result: bool, scheduler: Scheduler, *args: Any, **kwargs: Any) -> bool:
@@ -131,8 +135,7 @@ def around_move_items_to_device(
     """Upload features of new screenshots from pinned memory."""
     runtime.get().counters.num_encoded_images += len(items)
     tower = getattr(getattr(data_embedding_func, "__self__", None), "visual", None)
-    upload.require_whole(items, getattr(tower, "dtype", torch.float32))
-    upload.pin(items, device)
+    upload.pin(items, device, getattr(tower, "dtype", None))
     original(items, device, data_embedding_func)
 
 
@@ -263,9 +266,11 @@ def _receiver_takes_addresses() -> bool:
     return is_one_node and io_struct._USE_PICKLE_IPC and not get_serving().skip_tokenizer_init
 
 
-@cache
 def _tower_dtype() -> torch.dtype | None:
-    """The vision tower rounds features to this before all else; None where that is not sure."""
+    """The vision tower rounds features to this before all else; None where that is not sure.
+
+    Asked each time: engines of several dtypes may follow one another in a process.
+    """
     from sglang.srt.runtime_context import process_model_config
 
     config = process_model_config()
@@ -307,6 +312,8 @@ def _publish_images(manager: TokenizerManager) -> None:
 async def around_get_internal_state(original: Callable[..., Any], manager: TokenizerManager) -> Any:
     """Add what became of screenshots to what ``/server_info`` shows."""
     states = await original(manager)
+    if manager.mm_processor is None:
+        return states
     numbers = images.report(manager.mm_processor.mm_preprocess_cache.stats())
     for state in states:
         state["star_kv_images"] = numbers
@@ -350,7 +357,9 @@ async def around_tokenize_one_request(original: Callable[..., Any], manager: Tok
     references = images.references()
     references.resolve(obj, manager.mm_processor)
     with references.sent_by(obj):
-        return await original(manager, obj)
+        tokenized = await original(manager, obj)
+    references.put_back(obj)
+    return tokenized
 
 
 async def around_prepare_media_artifacts(

@@ -208,7 +208,7 @@ IMAGE_HOOKS = (
         hook="around_send_one_request",
     ),
     Seam(
-        target="sglang.srt.managers.tokenizer_manager.TokenizerManager.get_internal_state",
+        target="sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.get_internal_state",
         kind=SeamKind.AROUND,
         signature="(self)",
         why="what became of screenshots, in /server_info",

@@ -207,6 +207,7 @@ READS: tuple[Seam, ...] = (
     *_used("multimodal.processors.qwen_vl.QwenVLImageProcessor", "prepare_artifact_batch", _FEATURES, SeamKind.CALL),
     *_used("multimodal.processors.qwen_vl.QwenVLImagePreprocessArtifact", "feature", _FEATURES),
     _called("runtime_context.process_model_config", "()", _FEATURES),
+    *_used("managers.scheduler.Scheduler", "server_args tp_worker", _FEATURES),
     *_used("environ.Envs", "SGLANG_VLM_CACHE_SIZE_MB", _FEATURES),
     _called("utils.common.get_device_memory_capacity", "(device=None)", _FEATURES),
     *_used("configs.model_config.ModelConfig", "dtype quantization", _FEATURES),

@@ -24,11 +24,15 @@ class UnknownImagesError(StarKVError, ValueError):
         digests: All of them, each once, as ``sha256:`` and 64 hexadecimal digits.
     """
 
+    MOST_NAMED = 8
+    """In the message; the answer to the client lists all."""
+
     def __init__(self, digests: Sequence[str]) -> None:
         self.digests = tuple(digests)
+        more = len(self.digests) - self.MOST_NAMED
         super().__init__(
             f"{len(self.digests)} image(s) are not known here under this cache_salt and extra_key, with these options; "
-            f"send their bytes: {', '.join(self.digests)}"
+            f"send their bytes: {', '.join(self.digests[: self.MOST_NAMED])}{f' and {more} more' if more > 0 else ''}"
         )
 
 

@@ -135,7 +135,12 @@ def problems_of_preferences(sampling_params: Mapping[str, Any]) -> list[str]:
 
 
 def _ours(values: Mapping[Any, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(name, str) and name.startswith(PREFIX)}
+    """Keys that begin as ours do. One that is null counts as not given."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(name, str) and name.startswith(PREFIX) and value is not None
+    }
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

@@ -81,6 +81,29 @@ def default_image_cache_mb() -> int:
     return min(MOST_IMAGE_CACHE_MB, min(memory) // 2**20 // IMAGE_CACHE_SHARE)
 
 
+_set_here: dict[str, str] = {}
+"""Variables of the environment that arguments of this process have set, for the processes of their engine."""
+
+
+def set_for_this_engine(variable: Any, value: Any) -> None:
+    """Set a variable of SGLang's environment, which the processes of this engine inherit, and those of no other.
+
+    Args:
+        variable: Of ``sglang.srt.environ.envs``.
+        value: Its value.
+    """
+    variable.set(value)
+    _set_here[variable.name] = os.environ[variable.name]
+
+
+def _forget_what_was_set_before() -> None:
+    """A second engine of this process is not to have what the first one chose."""
+    for name, value in _set_here.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    _set_here.clear()
+
+
 def embedding_cache_of(record: ServerArgs) -> int | None:
     """MiB of the vision tower's embeddings that follow from the branches in flight; None on a CPU, or without a tower.
 
@@ -92,7 +115,8 @@ def embedding_cache_of(record: ServerArgs) -> int | None:
     config = model_config_of(record)
     vision = getattr(config.hf_config, "vision_config", None)
     memory_mb = get_device_memory_capacity(record.device) if compat.gpu_is_present() else None
-    if not memory_mb or vision is None:
+    # Where outputs do not depend on batches, SGLang keeps none: which screenshots are encoded together would show.
+    if not memory_mb or vision is None or resolving_view(record).enable_deterministic_inference:
         return None
     layers = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
     branches = resolving_view(record).max_running_requests
@@ -172,16 +196,16 @@ class StarServerArgs(ServerArgs):
         if config.active or self.kv_image_cache_mb is not None:
             compat.require_supported_sglang()
         self._size_image_cache(with_a_policy=config.active)
+        _forget_what_was_set_before()
         is_sized = envs.SGLANG_VLM_CACHE_SIZE_MB.is_set()
         if config.active:
             self._resolve_with_a_policy()
         else:
             super().resolve_once()
         if self._keeps_images(with_a_policy=config.active):
-            size = embedding_cache_of(self)
-            if size is not None and not is_sized:
-                # The processes that SGLang starts inherit it.
-                envs.SGLANG_VLM_CACHE_SIZE_MB.set(size)
+            size = None if is_sized else embedding_cache_of(self)
+            if size is not None:
+                set_for_this_engine(envs.SGLANG_VLM_CACHE_SIZE_MB, size)
             for call in _with_an_image_cache:
                 call()
 

@@ -63,11 +63,7 @@ class PolicyEngine(CacheListener):
         """The forward of the batch is queued."""
         self._scoring.end(plan)
 
-    def awaits_prune(self, batch: ScheduleBatch) -> bool:
-        """Whether a request of the batch has been scored and waits to be pruned."""
-        return self._requests.any_scored and any(map(self._requests.is_scored, batch.reqs))
-
-    def must_prune_before(self, batch: ScheduleBatch | None, last_batch: ScheduleBatch) -> bool:
+    def must_prune_before(self, batch: ScheduleBatch | None) -> bool:
         """Whether the result of the step before, and its prunes with it, comes before the next step is queued.
 
         A prompt is pruned before its first decode step: otherwise that would see the history whole or pruned depending
@@ -75,10 +71,10 @@ class PolicyEngine(CacheListener):
         host prunes; only a token budget for the tree may cut into rows of other requests, and waits for quiet.
 
         Args:
-            batch: The next step; None where there is none.
-            last_batch: The step before.
+            batch: The next step; None where there is none. SGLang may have dropped requests that end from the list of
+                the step before, so that it is not asked which of them were scored.
         """
-        if not self.awaits_prune(last_batch):
+        if not self._requests.any_scored:
             return False
         is_prefill = batch is not None and batch.forward_mode.is_extend() and not batch.decoding_reqs
         return not is_prefill or self._has_token_budget

@@ -124,11 +124,6 @@ class Requests:
         """Whether a prompt waits to be pruned; costs the steps in between nothing."""
         return self._num_scored > 0
 
-    def is_scored(self, req: Req) -> bool:
-        """Whether the prompt of a request waits to be pruned."""
-        record = self._records.get(req)
-        return record is not None and record.scored is not None
-
     def release(self, req: Req) -> None:
         """The request gave its row back: it has ended, or goes on later from the queue."""
         record = self._records.get(req)

@@ -7,13 +7,14 @@ could not have sent. Nothing is kept for it beside the cache but who has sent wh
 
 from __future__ import annotations
 
+import hashlib
 import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,21 +28,30 @@ _REFERENCE = re.compile(r"(?:sha|md|blake)[a-z0-9_/-]{0,16}:|[0-9a-f]{64}\Z", re
 """What can only be meant as one: no URL, path or base64 of an image looks like it."""
 _RIGHT = re.compile(r"sha256:[0-9a-f]{64}", re.IGNORECASE)
 
-Scope = tuple[str | None, str | None]
-"""Cache salt and extra key of a request."""
+MOST_REFERENCES = 8_192
+"""In one request, all prompts of a batch together: SGLang's cache keeps no more images. They are looked up one by one
+while all other clients wait."""
+
+Scope = bytes
+"""Cache salt and extra key of a request, as a digest: a client chooses how long they are."""
 
 
-@dataclass(frozen=True)
 class KnownImage:
-    """Stands in a request where a reference stood, and keeps what it refers to until the request is over.
+    """Stands in a request where a reference stood, and keeps what it refers to until the request is prepared.
 
-    Attributes:
+    No dataclass: SGLang's log of requests would look into it.
+
+    Args:
         digest: ``sha256:`` and 64 hexadecimal digits.
         artifact: The processed image of SGLang's cache.
     """
 
-    digest: str
-    artifact: Any = field(repr=False)
+    def __init__(self, digest: str, artifact: Any) -> None:
+        self.digest = digest
+        self.artifact = artifact
+
+    def __repr__(self) -> str:
+        return f"KnownImage({self.digest})"
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """A dump of requests holds the reference, not the features."""
@@ -103,7 +113,7 @@ class References:
     def __init__(self, index: ReferenceIndex | None = None) -> None:
         self.counters = ReferenceCounters()
         self.index = ReferenceIndex() if index is None else index
-        self._scope: ContextVar[Scope] = ContextVar("star_kv_scope", default=(None, None))
+        self._scope: ContextVar[Scope | None] = ContextVar("star_kv_scope", default=None)
 
     def resolve(self, request: Any, processor: Any) -> None:
         """Put what is known in the place of references; the request is as it was where an error is raised.
@@ -116,28 +126,39 @@ class References:
             ReferenceRefusedError: A reference is malformed, or this server keeps no processed images.
             UnknownImagesError: Some are not known here; all of them are named.
         """
-        if processor is None or not any(map(is_reference, _flat(request.image_data))):
+        num_references = sum(map(is_reference, _flat(request.image_data)))
+        if processor is None or not num_references:
             return
         _require_kept(processor)
-        found: list[KnownImage] = []
+        if num_references > MOST_REFERENCES:
+            raise ReferenceRefusedError(
+                f"{num_references} references to images in one request are more than {MOST_REFERENCES}; send fewer"
+            )
         unknown: dict[str, None] = {}
 
-        def put(scope: Scope, source: Any) -> Any:
-            if not is_reference(source):
-                return source
-            known = self._find(scope, source, processor)
-            if known is None:
+        def look(scope: Scope, source: Any) -> Any:
+            known = self._find(scope, source, processor) if is_reference(source) else None
+            if known is None and is_reference(source):
                 unknown[digest_of(source)] = None
-                return source
-            found.append(known)
-            return known
+            return source if known is None else known
 
-        images = _for_each_scope(request, put)
+        images = _for_each_scope(request, look)
+        for known in () if unknown else _flat(images):
+            # SGLang's cache is touched only where the request goes on: it counts hits.
+            if isinstance(known, KnownImage) and not _is_kept(known, processor):
+                unknown[known.digest] = None
         if unknown:
             self.counters.num_unknown += len(unknown)
             raise UnknownImagesError(list(unknown))
-        self.counters.num_hits += len(found)
+        self.counters.num_hits += num_references
         request.image_data = images
+
+    def put_back(self, request: Any) -> None:
+        """A request is prepared, and its features are held elsewhere: what SGLang keeps of it is to hold none."""
+        if any(isinstance(source, KnownImage) for source in _flat(request.image_data)):
+            request.image_data = _mapped(
+                request.image_data, lambda source: source.digest if isinstance(source, KnownImage) else source
+            )
 
     @contextmanager
     def sent_by(self, request: Any) -> Iterator[None]:
@@ -167,18 +188,22 @@ class References:
             for index, artifact in prepared.items():
                 # A hash that is taken at its word proves no bytes.
                 if hashes[index] is None or not processor.trust_mm_content_hashes:
-                    self.index.learn(self._scope.get(), artifact)
+                    self.index.learn(self._scope.get() or scope_of(None, None), artifact)
         return [s.artifact if isinstance(s, KnownImage) else prepared[index] for index, s in enumerate(sources)]
 
     def _find(self, scope: Scope, source: Any, processor: Any) -> KnownImage | None:
         digest = digest_of(source)
-        key = processor._artifact_key(digest, source)
-        artifact = self.index.find(scope, key)
-        if artifact is None:
-            return None
-        # Only what the cache holds: a flush forgets what running requests still keep.
-        kept = processor._get_cached_artifact(key, digest, processor.artifact_modality, allow_featureless=False)
-        return KnownImage(digest, artifact) if kept is artifact else None
+        artifact = self.index.find(scope, processor._artifact_key(digest, source))
+        return None if artifact is None else KnownImage(digest, artifact)
+
+
+def _is_kept(known: KnownImage, processor: Any) -> bool:
+    """Whether the cache still holds it: a flush forgets what running requests keep."""
+    artifact = known.artifact
+    kept = processor._get_cached_artifact(
+        artifact.artifact_key, known.digest, processor.artifact_modality, allow_featureless=False
+    )
+    return kept is artifact
 
 
 def is_reference(source: Any) -> bool:
@@ -261,14 +286,19 @@ def _mapped(images: Any, put: Callable[[Any], Any]) -> Any:
     return [_mapped(one, put) for one in images] if isinstance(images, list) else put(images)
 
 
+def scope_of(cache_salt: str | None, extra_key: str | None) -> Scope:
+    """Of one prompt; SGLang takes an empty salt or key for none."""
+    return hashlib.sha256(repr((cache_salt or None, extra_key or None)).encode()).digest()
+
+
 def _scope_of(request: Any) -> Scope:
-    """Of one request; SGLang takes an empty salt or key for none."""
-    return (getattr(request, "cache_salt", None) or None, getattr(request, "extra_key", None) or None)
+    return scope_of(getattr(request, "cache_salt", None), getattr(request, "extra_key", None))
 
 
 def _for_each_scope(request: Any, put: Callable[[Scope, Any], Any]) -> Any:
     """A request's images with ``put(scope, image)`` in the place of each; a batch may have a scope for each prompt."""
-    images, given = request.image_data, (request.cache_salt, request.extra_key)
+    # A request for embeddings has neither.
+    images, given = request.image_data, [getattr(request, name, None) for name in ("cache_salt", "extra_key")]
     lengths = {len(one) for one in given if isinstance(one, list)}
     if not lengths:
         return _mapped(images, partial(put, _scope_of(request)))
@@ -282,5 +312,5 @@ def _for_each_scope(request: Any, put: Callable[[Scope, Any], Any]) -> Any:
             "each prompt of the batch"
         )
     salts, keys = (one if isinstance(one, list) else [one] * num_prompts for one in given)
-    scopes = ((salt or None, key or None) for salt, key in zip(salts, keys, strict=True))
+    scopes = map(scope_of, salts, keys)
     return [_mapped(one, partial(put, scope)) for one, scope in zip(images, scopes, strict=True)]

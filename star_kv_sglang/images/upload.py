@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+logger = logging.getLogger(__name__)
 
-def require_whole(items: Iterable[Any], dtype: torch.dtype) -> None:
-    """Make sure that no feature was rounded to another type than the vision tower's.
+_faults: list[Exception] = []
+"""What pinned memory was refused with first, in this process."""
+
+
+def require_tower_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Make sure that the vision tower computes with the type to which kept features are rounded.
 
     Args:
-        items: SGLang's ``MultimodalDataItem``.
-        dtype: With which the tower computes.
+        model: SGLang's model; one without a tower is fine.
+        dtype: That of the model's configuration.
 
     Raises:
-        RuntimeError: One was, so that its values are not those that the processor gave.
+        RuntimeError: The tower has another.
     """
-    for item in items:
-        feature = item.feature
-        if not isinstance(feature, torch.Tensor) or not feature.is_floating_point():
-            continue
-        if feature.dtype.itemsize < torch.float32.itemsize and feature.dtype != dtype:
-            raise RuntimeError(
-                f"a screenshot's features are {feature.dtype} and the vision tower computes with {dtype}; "
-                "start the server with --kv-image-cache-mb 0"
-            )
+    tower = getattr(model, "visual", None)
+    if tower is not None and tower.dtype != dtype:
+        raise RuntimeError(
+            f"the vision tower computes with {tower.dtype} and the model with {dtype}, to which kept screenshots are "
+            "rounded; start the server with --kv-image-cache-mb 0"
+        )
 
 
-def pin(items: Iterable[Any], device: torch.device) -> None:
+def pin(items: Iterable[Any], device: torch.device, dtype: torch.dtype | None) -> None:
     """Copy features that are about to be moved to a GPU into pinned memory.
 
     A copy from pageable memory waits for all that the stream still holds, so that nothing of the next step is queued
     while the GPU ends the last one. One from pinned memory is queued like a kernel.
 
     Args:
-        items: SGLang's ``MultimodalDataItem``; each gets its feature in pinned memory where that was on the CPU.
+        items: SGLang's ``MultimodalDataItem``; each image gets its feature in pinned memory where that was on the CPU.
         device: Where the features go; nothing happens where that is a CPU.
+        dtype: That of the tower. Another one is left to SGLang, which may convert it on its way.
     """
     if device.type != "cuda":
         return
     for item in items:
-        if isinstance(item.feature, torch.Tensor) and item.feature.is_cpu:
-            item.feature = item.feature.pin_memory()
+        feature = item.feature
+        if isinstance(feature, torch.Tensor) and feature.is_cpu and feature.dtype == dtype and item.is_image():
+            item.feature = _pinned(feature)
+
+
+def _pinned(feature: torch.Tensor) -> torch.Tensor:
+    try:
+        return feature.pin_memory()
+    except RuntimeError as error:
+        if not _faults:
+            logger.warning(
+                "no pinned memory for a screenshot's features (%s): their upload waits for the step before. Further "
+                "cases are not told.", error,
+            )  # fmt: skip
+            _faults.append(error)
+        return feature
 
 
 @contextmanager
@@ -58,6 +76,8 @@ def kept_on_host(items: Iterable[Any]) -> Iterator[None]:
         items: SGLang's ``MultimodalDataItem``.
     """
     on_host = [(item, item.feature) for item in items if isinstance(item.feature, torch.Tensor) and item.feature.is_cpu]
-    yield
-    for item, feature in on_host:
-        item.feature = feature
+    try:
+        yield
+    finally:
+        for item, feature in on_host:
+            item.feature = feature

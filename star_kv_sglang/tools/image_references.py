@@ -22,6 +22,10 @@ NOT_UNDERSTOOD: Final = frozenset({400, UNKNOWN_STATUS, 500})
 _MOST_DIGESTS: Final = 256
 """Data URLs whose digest is kept, and they with it: of a megabyte each."""
 
+_MOST_FORGOTTEN: Final = 64
+"""Requests in a row for which the server asked for bytes that it had been sent: as many branches may find out together
+that it was emptied, and more mean that references cost more than they spare."""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -69,6 +73,8 @@ class SentImages:
     def __init__(self, *, in_use: bool = True) -> None:
         self.in_use = in_use
         self._sent: set[tuple[str | None, str]] = set()
+        self._understood = False
+        self._num_forgotten = 0
 
     def forget(self) -> None:
         """The server has been emptied."""
@@ -88,29 +94,36 @@ class SentImages:
         Raises:
             Exception: What ``post`` raises of a request that has no references.
         """
-        named = self._named(images, salt)
-        while named != list(images):
+        named, answers, was_forgotten = self._named(images, salt), list[_Answer](), False
+        while not answers and named != list(images):
             try:
-                answer = await post(named)
+                answers.append(await post(named))
+                self._understood = True
             except UnknownImagesAnswer as unknown:
+                self._understood = True
                 self._sent -= {(salt, digest) for digest in unknown.digests}
-                fewer = self._named(images, salt)
-                if fewer == named:
-                    break
-                named = fewer
+                # What was forgotten once goes as bytes, and after a second time all does.
+                rest = [image if name in unknown.digests else name for name, image in zip(named, images, strict=True)]
+                named = list(images) if was_forgotten else rest
+                was_forgotten = True
             except NotUnderstoodAnswer:
-                answer = await post(images)
-                # The same request with bytes is fine: it was the references. Others may have found out meanwhile.
-                if self.in_use:
-                    logger.warning("the server knows no references to images: screenshots go as bytes from now on")
-                self.in_use = False
-                return answer
-            else:
-                self._learn(images, salt)
-                return answer
-        answer = await post(images)
+                answers.append(await post(images))
+                # The same request is fine with bytes. A server that has taken references before had another reason.
+                if not self._understood:
+                    self._give_up("knows no references to images")
+                return answers[0]
+        answer = answers[0] if answers else await post(images)
         self._learn(images, salt)
+        self._num_forgotten = self._num_forgotten + 1 if was_forgotten else 0
+        if self._num_forgotten >= _MOST_FORGOTTEN:
+            self._give_up("forgets images between turns (its image cache is small, or several servers answer here)")
         return answer
+
+    def _give_up(self, why: str) -> None:
+        # Others may have found out meanwhile.
+        if self.in_use:
+            logger.warning("the server %s: screenshots go as bytes from now on", why)
+        self.in_use = False
 
     def _named(self, images: Sequence[str], salt: str | None) -> list[str]:
         if not self.in_use or not self._sent:

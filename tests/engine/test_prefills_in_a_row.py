@@ -39,10 +39,10 @@ def test_what_waits_for_a_prune(
 ) -> None:
     engine = PolicyEngine.__new__(PolicyEngine)
     engine._has_token_budget = token_budget
-    monkeypatch.setattr(engine, "awaits_prune", lambda batch: awaits)
+    engine._requests = SimpleNamespace(any_scored=awaits)  # type: ignore[assignment]
     mode = SimpleNamespace(is_extend=lambda: is_extend)
     batch: Any = None if is_extend is None else SimpleNamespace(forward_mode=mode, decoding_reqs=decoding)
-    assert engine.must_prune_before(batch, SimpleNamespace()) is (waits and awaits)  # type: ignore[arg-type]
+    assert engine.must_prune_before(batch) is (waits and awaits)
 
 
 def hold(engine: TestEngine, trace: Path, *, together: bool) -> tuple[list[list[Answer]], list[Any]]:

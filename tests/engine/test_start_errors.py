@@ -162,6 +162,11 @@ def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
     monkeypatch.setattr(server_args.compat, "gpu_is_present", lambda: True)
     monkeypatch.setattr(server_args, "get_device_memory_capacity", lambda device: 81_559.0)
     assert server_args.embedding_cache_of(record) == 100, "SGLang's own size at least: the model is small"
+    monkeypatch.setattr(server_args, "embedding_cache_of", lambda record: 318)
+    parse(checkpoint("qwen2_5_vl"), **STAR)
+    assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "318"
+    parse(checkpoint("qwen2_5_vl"))
+    assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ, "stock in the same process has its own size"
 
 
 def test_a_cpu_without_the_cpu_engine_is_told_how_to_turn_it_on(

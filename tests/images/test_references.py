@@ -18,6 +18,7 @@ from sglang.srt.utils import ImageData
 
 from star_kv_sglang.errors import ReferenceRefusedError, UnknownImagesError
 from star_kv_sglang.images.references import (
+    MOST_REFERENCES,
     KnownImage,
     ReferenceIndex,
     References,
@@ -299,3 +300,56 @@ def test_a_dump_of_requests_holds_the_reference_and_no_features() -> None:
     assert pickle.loads(pickle.dumps(known)) == digest(1)
     assert "Artifact" not in repr(known)
     assert Modality.IMAGE is QwenVLImageProcessor.artifact_modality
+
+
+def test_a_request_for_embeddings_has_no_salt() -> None:
+    references, processor = References(), make_processor()
+    asked = SimpleNamespace(image_data=digest(1))
+    with pytest.raises(UnknownImagesError):
+        references.resolve(asked, processor)
+    (made,) = send(references, processor, [1])
+    references.resolve(asked, processor)
+    assert asked.image_data.artifact is made
+
+
+def test_a_long_salt_takes_no_more_memory_than_a_short_one() -> None:
+    references, processor = References(), make_processor()
+    send(references, processor, [1], "s" * 10**6)
+    (pair,) = references.index._sent
+    assert sum(map(len, pair)) < 500
+    (again,) = send(references, processor, [digest(1)], "s" * 10**6)
+    assert again.content_digest == digest(1)
+    with pytest.raises(UnknownImagesError):
+        send(references, processor, [digest(1)], "s" * 10**6 + "t")
+
+
+def test_too_many_references_are_refused_before_they_are_looked_up() -> None:
+    with pytest.raises(ReferenceRefusedError, match="more than 8192; send fewer"):
+        References().resolve(request([digest(1)] * (MOST_REFERENCES + 1)), make_processor())
+
+
+def test_the_message_names_some_and_the_error_all() -> None:
+    error = UnknownImagesError([digest(number) for number in range(20)])
+    assert len(error.digests) == 20
+    assert str(error).count("sha256:") == 8
+    assert str(error).endswith("and 12 more")
+
+
+def test_a_refused_request_is_no_hit_of_the_cache() -> None:
+    references, processor = References(), make_processor()
+    send(references, processor, [1])
+    hits = processor.mm_preprocess_cache.stats()["hits"]
+    with pytest.raises(UnknownImagesError):
+        send(references, processor, [digest(1), digest(2)])
+    assert processor.mm_preprocess_cache.stats()["hits"] == hits
+    assert references.counters.num_hits == 0
+
+
+def test_what_is_kept_of_a_prepared_request_holds_no_image() -> None:
+    references, processor = References(), make_processor()
+    send(references, processor, [1])
+    asked = request([[digest(1), "data:x"]])
+    references.resolve(asked, processor)
+    assert isinstance(asked.image_data[0][0], KnownImage)
+    references.put_back(asked)
+    assert asked.image_data == [[digest(1), "data:x"]]

@@ -284,3 +284,11 @@ def test_where_no_process_may_open_anothers_files_the_start_says_so(monkeypatch:
     with pytest.raises(UnsupportedSetupError, match="use --kv-image-cache-mb 0"):
         activate.install_image_sharing()
     segment.can_be_mapped_by_a_child.cache_clear()
+
+
+def test_a_model_without_images_has_nothing_to_report() -> None:
+    async def states(manager: Any) -> list[dict[str, Any]]:
+        return [{"a": 1}]
+
+    manager: Any = SimpleNamespace(mm_processor=None)
+    assert asyncio.run(hooks.around_get_internal_state(states, manager)) == [{"a": 1}]

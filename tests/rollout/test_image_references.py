@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from star_kv_sglang.tools import image_references
 from star_kv_sglang.tools.bench.serve.client import EngineClient, Prompt, Stream
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 from star_kv_sglang.tools.chat import ChatClient, RequestError
@@ -131,6 +132,35 @@ def test_a_server_that_knows_no_references_gets_bytes_for_good(status: int, capl
     assert [record.getMessage() for record in caplog.records if "references" in record.getMessage()] == [
         "the server knows no references to images: screenshots go as bytes from now on"
     ]
+
+
+def test_one_error_of_a_server_that_takes_references_does_not_end_them(caplog: pytest.LogCaptureFixture) -> None:
+    knowing, failed = Knowing(), []
+
+    def shaky(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        if len(server.requests) == 3:
+            failed.append(body)
+            send(handler, {"message": "for a moment"}, 500)
+        else:
+            knowing(server, handler, body)
+
+    with fake_server(shaky) as server, caplog.at_level(logging.WARNING):
+        hold(server, [(0,), (0, 1), (0, 1), (0, 1)])
+    assert sent(server) == ["b", "rb", "rr", "bb", "rr"]
+    assert len(failed) == 1
+    assert not [record for record in caplog.records if "references" in record.getMessage()]
+
+
+def test_a_server_that_forgets_every_time_gets_bytes_in_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_references, "_MOST_FORGOTTEN", 2)
+    knowing = Knowing()
+    knowing.always_unknown = True
+    with fake_server(knowing) as server, caplog.at_level(logging.WARNING):
+        hold(server, [(0,), (0,), (0,), (0,)])
+    assert sent(server) == ["b", "r", "b", "r", "b", "b"]
+    assert "forgets images between turns" in caplog.text
 
 
 def test_a_request_that_is_wrong_with_bytes_too_changes_nothing() -> None:

@@ -209,7 +209,7 @@ def _take(answer: Stream, event: dict[str, Any], *, named: bool) -> None:
     if "error" in event:
         if named and not answer.chunks:
             # Stock SGLang has begun its stream when it finds that a reference is no image.
-            raise_for_references(int(event["error"].get("code", 400)), event)
+            raise_for_references(int(event["error"].get("code") or 400), event)
         raise ServeBenchError(f"/generate: {event['error']}")
     answer.text = event["text"]
     answer.meta.update(event["meta_info"])
