@@ -10,6 +10,7 @@ where the two folders lie beside the package, out of the import path.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tomllib
@@ -19,8 +20,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(tree: Path) -> None:
-    """Create `tree`, replacing what is there."""
+    """Create `tree`. What is there and right stays as it is: programs may be running from it."""
+    fresh = tree.with_name(f"{tree.name}.{os.getpid()}")
+    lay_out(fresh)
+    if tree.is_dir() and contents(fresh) == contents(tree):
+        shutil.rmtree(fresh)
+        return
     shutil.rmtree(tree, ignore_errors=True)
+    fresh.rename(tree)
+
+
+def contents(tree: Path) -> dict[Path, str]:
+    """What a tree holds: where each link leads, and the text of each file."""
+    found = {}
+    for path in (*tree.iterdir(), *(tree / "star_kv_sglang").iterdir(), *tree.glob("*.dist-info/*")):
+        if path.is_symlink() or path.is_file():
+            found[path.relative_to(tree)] = str(path.readlink()) if path.is_symlink() else path.read_text("utf-8")
+    return found
+
+
+def lay_out(tree: Path) -> None:
+    """Create a tree that is not there."""
     package = tree / "star_kv_sglang"
     package.mkdir(parents=True)
     for entry in (*(ROOT / "star_kv_sglang").iterdir(), ROOT / "triton_ops", ROOT / "patches"):
