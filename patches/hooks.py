@@ -256,6 +256,18 @@ async def around_run_openai_request(
     await original(handle, serving_key, json_body, chunk_callback, streaming, *args, **kwargs)
 
 
+def around_handle_parallel_sampling(original: Callable[..., None], request: GenerateReqInput) -> None:
+    """Keep what a single prompt has a list of together when SGLang makes a batch of its samples."""
+    was_single = request.is_single
+    original(request)
+    if was_single and not request.is_single:
+        for name in ("image_data", "mm_hashes", "mm_content_hashes"):
+            given = getattr(request, name)
+            # A list in the list is a batch of one already, and SGLang takes an empty list for no images.
+            if isinstance(given, list) and given and not isinstance(given[0], list):
+                setattr(request, name, [given])
+
+
 def _receiver_takes_addresses() -> bool:
     """Whether SGLang's receiver turns pointers to features into tensors; where it does not, features travel as ever."""
     from sglang.srt.managers import io_struct

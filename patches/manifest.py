@@ -184,6 +184,15 @@ REQUEST_HOOKS = (
         remove_when="plugins can check requests",
         hook="around_run_openai_request",
     ),
+    Seam(
+        target="sglang.srt.managers.io_struct.GenerateReqInput._handle_parallel_sampling",
+        kind=SeamKind.AROUND,
+        signature="(self)",
+        why="several screenshots of one prompt stay that prompt's when SGLang makes a batch of its n samples",
+        upstream="srt/managers/io_struct.py",
+        remove_when="SGLang takes several images with n above 1",
+        hook="around_handle_parallel_sampling",
+    ),
 )
 """Hooks of the processes that answer clients; put in place when their arguments ask for a policy."""
 

@@ -32,6 +32,7 @@ _IMAGES = "where a prompt's screenshots lie"
 _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
 _CLIENTS = "a client's mistake is the client's 400"
+_SAMPLES = "the screenshots of a prompt that has several samples"
 _FEATURES = "features that move into shared memory, and requests that say where they lie"
 _REFERENCES = "an image that a client names by the digest of its bytes"
 _ARTIFACTS = "multimodal.media_artifacts.base.MediaArtifactCacheMixin"
@@ -70,6 +71,7 @@ READS: tuple[Seam, ...] = (
     *_used("managers.io_struct.GetInternalStateReqOutput", "internal_state", "the report in /server_info"),
     # what clients send
     *_used("managers.io_struct", "GenerateReqInput", _CLIENTS),
+    *_used("managers.io_struct.GenerateReqInput", "is_single mm_hashes mm_content_hashes", _SAMPLES),
     *_used("entrypoints.openai.serving_base.OpenAIServingBase", "tokenizer_manager", _WARM_UP),
     *_used("managers.tokenizer_manager.TokenizerManager", "server_status", _WARM_UP),
     *_used("managers.tokenizer_manager.ServerStatus", "Starting", _WARM_UP),

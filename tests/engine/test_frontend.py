@@ -1,13 +1,14 @@
-"""Programs of SGLang's frontend language on a real server: forks share a screenshot that stays whole for all of them.
+"""Groups of samples, and programs of SGLang's frontend language, on a real server: both share a prefix that is whole.
 
-The frontend sends the common part first, asking for no token, and then each fork from a thread of its own.
+SGLang sends the common part first, asking for no token, and then each sample, or each fork from a thread of its own.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from tinygui.trajectories import generate
 pytestmark = pytest.mark.slow
 
 NUM_FORKS = 6
+NUM_SAMPLES, NUM_SCREENS = 8, 5
 NUM_VISUAL = 126
 """Tokens of a screenshot of the small world."""
 KV_BUDGET = 0.2
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @dataclass(frozen=True)
@@ -155,3 +158,115 @@ def test_a_request_without_forks_is_pruned(endpoint: Any, turn: Turn, screen: st
     questions = [question.text for question in first]
     look.run(step=turn.step, screen=screen, questions=questions, together=True, backend=endpoint)
     assert stats(endpoint)["num_prunes"] == before + 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one request for ``n`` samples got.
+
+    Attributes:
+        texts: The samples.
+        cached: Of each, how many tokens of its prompt were in the tree.
+        prompt_len: Tokens of the prompt.
+    """
+
+    texts: list[str]
+    cached: list[int]
+    prompt_len: int
+
+    @classmethod
+    def of(cls, texts: list[str], metas: list[dict[str, Any]]) -> Group:
+        (prompt_len,) = {meta["prompt_tokens"] for meta in metas}
+        return cls([text.strip() for text in texts], [meta["cached_tokens"] for meta in metas], prompt_len)
+
+
+def sample_chat(endpoint: Any, turns: Sequence[Turn], images: Sequence[str], question: str, n: int) -> Group:
+    """Greedy samples by OpenAI's API, of one message with all screenshots."""
+    content: list[dict[str, Any]] = []
+    for turn, image in zip(turns, images, strict=True):
+        content += [{"type": "text", "text": turn.step}, {"type": "image_url", "image_url": {"url": image}}]
+    body = {
+        "model": "default", "temperature": 0, "max_tokens": 8, "n": n, "return_meta_info": True,
+        "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
+    }  # fmt: skip
+    answer = httpx.post(f"{endpoint.base_url}/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    choices = answer.json()["choices"]
+    return Group.of([one["message"]["content"] for one in choices], [one["meta_info"] for one in choices])
+
+
+def prompt_of(turns: Sequence[Turn], question: str) -> str:
+    """The same message as text."""
+    screens = "".join(f" {turn.step}  {IMAGE} " for turn in turns)
+    return f"<|im_start|>user {screens} {question} <|im_end|><|im_start|>assistant "
+
+
+def sample_native(endpoint: Any, turns: Sequence[Turn], images: Sequence[str], question: str, n: int) -> Group:
+    """Greedy samples by ``/generate``."""
+    answers = generate_native(endpoint, n, text=prompt_of(turns, question), image_data=list(images))
+    return Group.of([one["text"] for one in answers], [one["meta_info"] for one in answers])
+
+
+def generate_native(endpoint: Any, n: int, **body: Any) -> list[dict[str, Any]]:
+    """What ``/generate`` answers, as a list for one sample too."""
+    sampling = {"temperature": 0, "max_new_tokens": 8, "n": n}
+    answer = httpx.post(f"{endpoint.base_url}/generate", json={"sampling_params": sampling, **body}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    return found if isinstance(found, list) else [found]
+
+
+@pytest.fixture(scope="module")
+def turns() -> tuple[Turn, ...]:
+    """Several screens; the last one is asked about."""
+    return generate(94_001, num_turns=NUM_SCREENS, questions_per_turn=1).turns
+
+
+def data_urls(turns: Sequence[Turn]) -> list[str]:
+    return ["data:image/png;base64," + base64.b64encode(turn.image_png).decode() for turn in turns]
+
+
+def digests(turns: Sequence[Turn]) -> list[str]:
+    return ["sha256:" + hashlib.sha256(turn.image_png).hexdigest() for turn in turns]
+
+
+@pytest.mark.parametrize("sample", [sample_chat, sample_native], ids=["chat", "generate"])
+def test_a_group_with_several_screenshots_shares_its_prompt(
+    endpoint: Any, turns: tuple[Turn, ...], sample: Callable[..., Group]
+) -> None:
+    """By bytes and by reference: every sample finds the prompt but its last token, and says what one sample says."""
+    flush(endpoint)
+    question = turns[-1].questions[0]
+    alone = sample(endpoint, turns, data_urls(turns), question.text, 1)
+    assert is_correct(question, alone.texts[0])
+    by_name = sample(endpoint, turns, digests(turns), question.text, 2)
+    flush(endpoint)
+    group = sample(endpoint, turns, data_urls(turns), question.text, NUM_SAMPLES)
+    assert alone.cached == [0]
+    assert group.texts == alone.texts * NUM_SAMPLES
+    assert group.cached == [alone.prompt_len - 1] * NUM_SAMPLES
+    assert (by_name.texts, by_name.prompt_len) == (alone.texts * 2, alone.prompt_len)
+    assert stats(endpoint)["num_hole_tokens"] == 0, "the common prefix stays whole"
+
+
+def test_a_batch_of_groups_in_which_each_prompt_has_its_own_screenshots(endpoint: Any, turns: tuple[Turn, ...]) -> None:
+    flush(endpoint)
+    lists = [turns[:2], turns[1:4], turns[2:3]]
+    texts = [prompt_of(some, some[-1].questions[0].text) for some in lists]
+    alone = [
+        generate_native(endpoint, 1, text=text, image_data=data_urls(some))[0]["text"]
+        for text, some in zip(texts, lists, strict=True)
+    ]
+    flush(endpoint)
+    answers = generate_native(endpoint, 2, text=texts, image_data=[data_urls(some) for some in lists])
+    assert [one["text"] for one in answers] == [text for text in alone for _ in range(2)]
+    assert all(one["meta_info"]["cached_tokens"] == one["meta_info"]["prompt_tokens"] - 1 for one in answers)
+
+
+def test_a_batch_whose_lists_do_not_fit_its_prompts_stays_the_clients_error(
+    endpoint: Any, turns: tuple[Turn, ...]
+) -> None:
+    body = {"text": [prompt_of(turns[:1], "click")] * 2, "image_data": [data_urls(turns[:1])] * 3}
+    answer = httpx.post(f"{endpoint.base_url}/generate", json={**body, "sampling_params": {"n": 2}}, timeout=60)
+    assert answer.status_code == 400
+    assert "batch size" in answer.text

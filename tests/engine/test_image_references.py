@@ -126,11 +126,12 @@ def test_batches_and_samples(engine: TestEngine, pictures: list[Picture]) -> Non
     by_bytes = [pictures[0].url, pictures[1].url]
     one_each = [batch(engine, text=[texts[0]] * 2, image_data=images, extra_key="k") for images in (by_bytes, flat)]
     assert [one.token_ids for one in one_each[1]] == [one.token_ids for one in one_each[0]]
-    twice = {"text": texts[0], "sampling": {"n": 2}}
-    plain = batch(engine, image_data=[pictures[1].url], extra_key="k", **twice)
-    by_name = batch(engine, image_data=[pictures[1].digest], extra_key="l", **twice)
-    assert len(plain) == 2
-    assert all(map(same, by_name, plain))
+    for num_images in (1, 2):
+        seen, twice = pictures[:num_images], {"text": texts[num_images - 1], "sampling": {"n": 2}}
+        plain = batch(engine, image_data=[one.url for one in seen], extra_key="k", **twice)
+        by_name = batch(engine, image_data=[one.digest for one in seen], extra_key="l", **twice)
+        assert len(plain) == 2
+        assert all(map(same, by_name, plain))
 
 
 def test_what_is_unknown_is_named_and_nothing_happens(engine: TestEngine, pictures: list[Picture]) -> None:

@@ -68,7 +68,7 @@ def test_checks_of_requests_are_in_place_or_the_process_stops(fault: str) -> Non
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if not fault:
-        assert answer.stdout.endswith("7 checks\n"), answer.stderr
+        assert answer.stdout.endswith("8 checks\n"), answer.stderr
         return
     assert answer.returncode == 1
     assert "SeamMovedError" in answer.stderr
