@@ -9,7 +9,7 @@ from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError, UnsupportedSetupError
 from star_kv_sglang.patches import factories, hooks
-from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, REFERENCE_HOOKS, REQUEST_HOOKS
+from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, PROGRAM_HOOKS, REFERENCE_HOOKS, REQUEST_HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
 
@@ -84,6 +84,15 @@ def _name_http_app() -> None:
     from star_kv_sglang.server_args import set_for_this_engine
 
     set_for_this_engine(envs.SGLANG_HTTP_SERVER_APP_PATH, HTTP_APP)
+
+
+def install_program_hooks() -> None:
+    """Let frontend programs of this process share what their forks have in common; once is enough.
+
+    Raises:
+        SeamMovedError: SGLang did not take the hook.
+    """
+    _install_late(PROGRAM_HOOKS)
 
 
 def install_image_sharing() -> None:

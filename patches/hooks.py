@@ -19,6 +19,7 @@ from star_kv_sglang.images import upload
 from star_kv_sglang.images.references import refuse_uncached
 
 if TYPE_CHECKING:
+    from sglang.lang.interpreter import StreamExecutor
     from sglang.srt.beam_search.coordinator import BeamCoordinator
     from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
     from sglang.srt.entrypoints.grpc_bridge import RuntimeHandle
@@ -266,6 +267,12 @@ def around_handle_parallel_sampling(original: Callable[..., None], request: Gene
             # A list in the list is a batch of one already, and SGLang takes an empty list for no images.
             if isinstance(given, list) and given and not isinstance(given[0], list):
                 setattr(request, name, [given])
+
+
+def around_fork(original: Callable[..., Any], executor: StreamExecutor, size: int = 1, *args: Any) -> Any:
+    """Let a program's state be complete before it forks: SGLang sends the common part ahead only if it sees any."""
+    executor.sync()
+    return original(executor, size, *args)
 
 
 def _receiver_takes_addresses() -> bool:

@@ -283,6 +283,19 @@ REFERENCE_HOOKS = (
 )
 """Hooks of the process that answers clients; put in place with a policy, and where processed screenshots are kept."""
 
+PROGRAM_HOOKS = (
+    Seam(
+        target="sglang.lang.interpreter.StreamExecutor.fork",
+        kind=SeamKind.AROUND,
+        signature="(self, size=1, position_ids_offset=None)",
+        why="a fork looks at its state's text before the state's thread has written it, and then sends no common part",
+        upstream="lang/interpreter.py",
+        remove_when="SGLang waits for a state before it looks whether its forks have something in common",
+        hook="around_fork",
+    ),
+)
+"""Hooks of a client that runs programs; put in place when it makes an ``Endpoint``."""
+
 _TREE = "sglang.srt.mem_cache.radix_cache.RadixCache"
 _TREE_WHY = "sizes are counted in live slots, and sealed segments are never split"
 _NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
@@ -300,7 +313,25 @@ def _tree_seam(method: str, signature: str) -> Seam:
     )
 
 
+_ENDPOINT = "sglang.lang.backend.runtime_endpoint.RuntimeEndpoint"
+
 EXTENSION_POINTS = (
+    *(
+        Seam(
+            f"{_ENDPOINT}.{method}",
+            SeamKind.SUBCLASS,
+            signature,
+            "programs with several screenshots in a state, several samples, and the model's own chat template",
+            "lang/backend/runtime_endpoint.py",
+            "SGLang's frontend takes several images",
+        )
+        for method, signature in (
+            ("__init__", "(self, base_url, api_key=None, verify=None, chat_template_name=None)"),
+            ("generate", "(self, s, sampling_params)"),
+            ("generate_stream", "(self, s, sampling_params)"),
+            ("_add_images", "(self, s, data)"),
+        )
+    ),
     Seam(
         target="sglang.srt.mem_cache.registry.register_radix_cache_backend",
         kind=SeamKind.REGISTRY,
@@ -452,7 +483,7 @@ EXTENSION_POINTS = (
     ),
 )
 
-ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *IMAGE_HOOKS, *REFERENCE_HOOKS, *EXTENSION_POINTS, *READS)
+ALL = (FLAGS, *HOOKS, *REQUEST_HOOKS, *IMAGE_HOOKS, *REFERENCE_HOOKS, *PROGRAM_HOOKS, *EXTENSION_POINTS, *READS)
 
 
 def flags(fields: Iterable[str]) -> tuple[Seam, ...]:

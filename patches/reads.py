@@ -19,6 +19,14 @@ def _called(target: str, signature: str, why: str) -> Seam:
     return Seam(f"{_SRT}.{target}", SeamKind.CALL, signature, why, _file_of(target.rpartition(".")[0]), _NEVER)
 
 
+def _programs(name: str, signature: str | None = None) -> Iterable[Seam]:
+    """What frontend programs use; a signature makes it a call."""
+    kind = SeamKind.READ if signature is None else SeamKind.CALL
+    module = name.split(".")
+    file = "/".join(part for part in module[:-1] if part[:1].islower())
+    yield Seam(f"sglang.{name}", kind, signature, "programs with screenshots", f"{file}.py", _NEVER)
+
+
 def _file_of(owner: str) -> str:
     """File of a class or module below ``sglang.srt``."""
     module, _, name = owner.rpartition(".")
@@ -102,6 +110,20 @@ READS: tuple[Seam, ...] = (
     *_used("environ.Envs", "SGLANG_RUST_SERVER", "a server that asks none of our checks", SeamKind.FLAG),
     _called("mem_cache.common.checkpoint_kv_cache", "(req, tree_cache)", _ENDS),
     _called("mem_cache.common.release_kv_cache", "(req, tree_cache, *, checkpoint)", _ENDS),
+    # frontend programs
+    *_programs("lang.backend.runtime_endpoint.RuntimeEndpoint.get_model_name", "(self)"),
+    *_programs("lang.backend.runtime_endpoint.RuntimeEndpoint._assert_success", "(self, res)"),
+    *_programs("lang.backend.runtime_endpoint.RuntimeEndpoint._generate_http_request", "(self, s, data)"),
+    *_programs("lang.backend.runtime_endpoint.RuntimeEndpoint._handle_dtype_to_regex", "(self, sampling_params)"),
+    *_programs("lang.chat_template.ChatTemplate.get_prompt", "(self, messages)"),
+    *_programs("lang.chat_template.ChatTemplate.get_prefix_and_suffix", "(self, role, hist_messages)"),
+    *_programs("lang.chat_template.chat_template_registry"),
+    *_programs("lang.interpreter.StreamExecutor.text_"),
+    *_programs("lang.interpreter.StreamExecutor.images_"),
+    *_programs("lang.interpreter.StreamExecutor.sync", "(self)"),
+    *_programs("lang.ir.SglSamplingParams.n"),
+    *_programs("lang.ir.SglSamplingParams.to_srt_kwargs", "(self)"),
+    *_programs("utils.http_request", "(url, json=None, stream=False, api_key=None, verify=None, method=None)"),
     # the tree
     *_used(
         "mem_cache.radix_cache.RadixCache",

@@ -35,6 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "compat": {"config", "request_params", "server_args", "patches"},
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
+    # a client of a server, in a program of SGLang's frontend language
+    "frontend": {"patches"},
     # beside SGLang: what starts it
     "cpu_mode": set(),
     "cli": {"cpu_mode", "compat", "config", "flags", "patches"},
@@ -65,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
 }
 MAY_IMPORT_SGLANG = {
-    *("patches", "images", "cache", "engine", "attention", "server_args", "compat", "plugin"),
+    *("patches", "images", "cache", "engine", "attention", "server_args", "compat", "plugin", "frontend"),
     "tools.bench",
 }
 # tools that run an engine, as any program may: the public package, none of its modules

@@ -17,12 +17,19 @@ import httpx
 import pytest
 import sglang as sgl
 from PIL import Image
+from programs.best_of_n import best_click
+from programs.compare import compare
+from programs.tree_search import search
+from sglang.lang.ir import SglSamplingParams
 
+from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.frontend import Endpoint
 from star_kv_sglang.tools.rollout.scoring import is_correct
 from star_kv_sglang.tools.rollout.server import serving
 from star_kv_sglang.tools.rollout.trajectory import Turn
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.engine.machine import environment, server_flags
+from tinygui.language import centre_words
 from tinygui.trajectories import generate
 
 pytestmark = pytest.mark.slow
@@ -270,3 +277,90 @@ def test_a_batch_whose_lists_do_not_fit_its_prompts_stays_the_clients_error(
     answer = httpx.post(f"{endpoint.base_url}/generate", json={**body, "sampling_params": {"n": 2}}, timeout=60)
     assert answer.status_code == 400
     assert "batch size" in answer.text
+
+
+@pytest.fixture(scope="module")
+def ours(endpoint: Any) -> Endpoint:
+    """Our connection to the same server, with the template that the server uses."""
+    return Endpoint(endpoint.base_url)
+
+
+def test_the_template_is_the_servers_and_not_a_guess_from_the_models_name(ours: Endpoint, endpoint: Any) -> None:
+    assert sgl.RuntimeEndpoint(endpoint.base_url).chat_template.name == "default", "what SGLang takes without a word"
+    template = ours.get_chat_template()
+    assert template.role_prefix_and_suffix["user"] == ("<|im_start|> user ", " <|im_end|>")
+    assert template.image_token.strip() == IMAGE
+    assert template.default_system_prompt is None
+    with pytest.raises(ConfigError, match="'qwen9' must be one of"):
+        Endpoint(endpoint.base_url, chat_template_name="qwen9")
+
+
+@sgl.function
+def ask_forks(s: Any, turns: Sequence[Turn], question: str, num_forks: int) -> None:
+    """Several screenshots, and forks without a word to wait for them."""
+    s += sgl.user_begin()
+    for turn in turns:
+        s += f"{turn.step} " + sgl.image(turn.image_png)
+    forks = s.fork(num_forks)
+    forks += f" {question}" + sgl.user_end() + sgl.assistant(sgl.gen("answer", max_tokens=8, temperature=0))
+    forks.join()
+    s["metas"] = [fork.get_meta_info("answer") for fork in forks.states]
+
+
+def test_forks_share_several_screenshots_without_a_sync(ours: Endpoint, turns: tuple[Turn, ...]) -> None:
+    flush(ours)
+    before = stats(ours)["num_prunes"]
+    question = turns[-1].questions[0]
+    state = ask_forks.run(turns, question.text, NUM_FORKS, backend=ours)
+    assert state.error() is None
+    assert all(is_correct(question, answer) for answer in state["answer"])
+    assert min(meta["cached_tokens"] for meta in state["metas"]) > NUM_SCREENS * NUM_VISUAL
+    assert [meta["star_kv"][0]["pruned"] for meta in state["metas"]] == [0] * NUM_FORKS
+    assert stats(ours)["num_prunes"] == before
+
+
+def test_samples_in_a_program_cannot_be_streamed(ours: Endpoint) -> None:
+    with pytest.raises(ConfigError, match="n=2 cannot be streamed"):
+        ours.generate_stream(None, SglSamplingParams(n=2))
+
+
+def test_best_of_n_with_a_judge(ours: Endpoint, turn: Turn) -> None:
+    flush(ours)
+    for widget in turn.widgets[:2]:
+        state = best_click.run(turn.step, turn.image_png, f"{widget.colour} {widget.letter}", NUM_SAMPLES, backend=ours)
+        assert state["click"] == centre_words(widget.box)
+        assert len(state["metas"]) == NUM_SAMPLES
+        for meta in [*state["metas"], *state["judged"]]:
+            assert meta["cached_tokens"] > NUM_VISUAL
+            assert meta["star_kv"][0]["pruned"] == 0
+    assert stats(ours)["num_hole_tokens"] == 0, "every screenshot is shared, and stays whole"
+
+
+def test_tree_search_over_turns(ours: Endpoint, turns: tuple[Turn, ...]) -> None:
+    flush(ours)
+    width, keep = 2, 2
+    state = search.run(turns[:2], width, keep, backend=ours)
+    assert state["scores"] == sorted(state["scores"], reverse=True)
+    assert len(state["answers"]) == keep
+    for answers, metas in zip(state["answers"], state["metas"], strict=True):
+        assert all(is_correct(turn.questions[0], answer) for turn, answer in zip(turns, answers, strict=False))
+        # Each turn finds the screenshots of its branch, its own too, which its siblings share.
+        assert all(meta["cached_tokens"] > (index + 1) * NUM_VISUAL for index, meta in enumerate(metas))
+        assert [meta["star_kv"][0]["pruned"] for meta in metas] == [0] * len(metas)
+
+
+def test_two_screenshots_are_compared(ours: Endpoint) -> None:
+    flush(ours)
+    before, after = generate(94_003, num_turns=2, questions_per_turn=1).turns
+    labels = {(one.colour, one.letter): centre_words(one.box) for one in before.widgets}
+    both = [(one, labels[one.colour, one.letter]) for one in after.widgets if (one.colour, one.letter) in labels]
+    moved = next((one for one in both if centre_words(one[0].box) != one[1]), None)
+    stays = next(one for one in both if centre_words(one[0].box) == one[1])
+    assert moved is not None
+    places = sorted({place for widget, was in (moved, stays) for place in (was, centre_words(widget.box))})
+    for widget, was in (moved, stays):
+        state = compare.run(before, after, f"{widget.colour} {widget.letter}", places, backend=ours)
+        assert (state["was"], state["recalled"], state["is"]) == (was, was, centre_words(widget.box))
+        assert state["moved"] == (was != centre_words(widget.box))
+    assert stats(ours)["num_hole_tokens"] == 0
+    assert stats(ours)["num_shared_tokens"] > 2 * NUM_VISUAL

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def _our_modules() -> Iterator[str]:
             "star_kv_sglang.star_kv_sglang", "star_kv_sglang"
         )
     yield "star_kv_sglang.server_args"
+    yield "star_kv_sglang.frontend"
 
 
 def _classes_of(module: str) -> Iterator[tuple[str, type]]:
@@ -204,7 +206,8 @@ def _copy_of_sglang(tmp_path: Path) -> Path:
     """SGLang's package as links, so that single files can be exchanged."""
     original = SourceTree()._folder("sglang")
     copy = tmp_path / "sglang"
-    for file in (original / "srt").rglob("*.py"):
+    parts = [(original / name).rglob("*.py") for name in ("srt", "lang")]
+    for file in (*chain.from_iterable(parts), original / "utils.py"):
         target = copy / file.relative_to(original)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(file)
@@ -214,6 +217,12 @@ def _copy_of_sglang(tmp_path: Path) -> Path:
 def test_hooks_exist() -> None:
     from star_kv_sglang.patches import hooks
 
-    seams = (*manifest.HOOKS, *manifest.REQUEST_HOOKS, *manifest.IMAGE_HOOKS, *manifest.REFERENCE_HOOKS)
+    seams = (
+        *manifest.HOOKS,
+        *manifest.REQUEST_HOOKS,
+        *manifest.IMAGE_HOOKS,
+        *manifest.REFERENCE_HOOKS,
+        *manifest.PROGRAM_HOOKS,
+    )
     assert [seam.target for seam in seams if not hasattr(hooks, seam.hook or "")] == []
     assert {seam.kind for seam in seams} <= {SeamKind.AROUND, SeamKind.AFTER}

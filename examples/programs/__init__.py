@@ -1,0 +1,1 @@
+"""Programs of SGLang's frontend language, with screenshots."""
