@@ -331,7 +331,8 @@ def _publish_images(manager: TokenizerManager) -> None:
 async def around_get_internal_state(original: Callable[..., Any], manager: TokenizerManager) -> Any:
     """Add what became of screenshots to what ``/server_info`` shows."""
     states = await original(manager)
-    if manager.mm_processor is None:
+    # An engine without the cache may follow one with it in this process.
+    if manager.mm_processor is None or not manager.mm_processor.mm_preprocess_cache.enabled:
         return states
     numbers = images.report(manager.mm_processor.mm_preprocess_cache.stats())
     for state in states:

@@ -286,9 +286,14 @@ def test_where_no_process_may_open_anothers_files_the_start_says_so(monkeypatch:
     segment.can_be_mapped_by_a_child.cache_clear()
 
 
-def test_a_model_without_images_has_nothing_to_report() -> None:
+@pytest.mark.parametrize(
+    "processor",
+    [None, SimpleNamespace(mm_preprocess_cache=SimpleNamespace(enabled=False))],
+    ids=["a model without images", "no cache"],
+)
+def test_where_no_screenshot_is_kept_nothing_is_reported(processor: Any) -> None:
     async def states(manager: Any) -> list[dict[str, Any]]:
         return [{"a": 1}]
 
-    manager: Any = SimpleNamespace(mm_processor=None)
+    manager: Any = SimpleNamespace(mm_processor=processor)
     assert asyncio.run(hooks.around_get_internal_state(states, manager)) == [{"a": 1}]
