@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sglang.srt.arg_groups.overrides import resolving_view
 
 from star_kv_sglang import request_params
@@ -19,6 +18,7 @@ from star_kv_sglang.images import upload
 from star_kv_sglang.images.references import refuse_uncached
 
 if TYPE_CHECKING:
+    import torch
     from sglang.lang.interpreter import StreamExecutor
     from sglang.srt.beam_search.coordinator import BeamCoordinator
     from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
@@ -134,9 +134,10 @@ def around_move_items_to_device(
     original: Callable[..., None], items: Sequence[Any], device: torch.device, data_embedding_func: Any
 ) -> None:
     """Upload features of new screenshots from pinned memory."""
-    runtime.get().counters.num_encoded_images += len(items)
+    counters = runtime.get().counters
+    counters.num_encoded_images += sum(item.is_image() for item in items)
     tower = getattr(getattr(data_embedding_func, "__self__", None), "visual", None)
-    upload.pin(items, device, getattr(tower, "dtype", None))
+    counters.num_pageable_uploads += upload.pin(items, device, getattr(tower, "dtype", None))
     original(items, device, data_embedding_func)
 
 
@@ -178,11 +179,11 @@ async def around_handle_request(
     return await original(serving, request, raw_request)
 
 
-async def _problem_without_wishes(request: Any, raw_request: Any, endpoint: str) -> str | None:
+async def _problem_without_wishes(request: Any, raw_request: Any) -> str | None:
     """What is wrong with the kv_* keys of a request to an endpoint that hands none on; None where there are none."""
     body = await raw_request.json()
     try:
-        request_params.check_body_without_wishes(body, type(request).model_fields, endpoint=endpoint)
+        request_params.check_body_without_wishes(body, type(request).model_fields, endpoint=raw_request.url.path)
     except ConfigError as error:
         return str(error)
     return None
@@ -192,7 +193,7 @@ async def around_create_responses(
     original: Callable[..., Any], serving: OpenAIServingResponses, request: Any, raw_request: Any = None
 ) -> Any:
     """Tell the client of ``/v1/responses`` that nobody reads its kv_* keys."""
-    problem = None if raw_request is None else await _problem_without_wishes(request, raw_request, "/v1/responses")
+    problem = None if raw_request is None else await _problem_without_wishes(request, raw_request)
     return await original(serving, request, raw_request) if problem is None else serving.create_error_response(problem)
 
 
@@ -200,28 +201,20 @@ async def around_handle_messages(
     original: Callable[..., Any], serving: AnthropicServing, request: Any, raw_request: Any
 ) -> Any:
     """Tell the client of ``/v1/messages`` that nobody reads its kv_* keys."""
-    problem = await _problem_without_wishes(request, raw_request, "/v1/messages")
+    problem = await _problem_without_wishes(request, raw_request)
     if problem is not None:
         return serving._error_response(status_code=400, error_type="invalid_request_error", message=problem)
     return await original(serving, request, raw_request)
 
 
-async def around_ollama_chat(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
-    """Tell the client of Ollama's ``/api/chat`` that nobody reads its kv_* keys."""
-    problem = await _problem_without_wishes(request, raw_request, "/api/chat")
-    return await original(serving, request, raw_request) if problem is None else _bad_request(problem)
-
-
-async def around_ollama_generate(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
-    """Tell the client of Ollama's ``/api/generate`` that nobody reads its kv_* keys."""
-    problem = await _problem_without_wishes(request, raw_request, "/api/generate")
-    return await original(serving, request, raw_request) if problem is None else _bad_request(problem)
-
-
-def _bad_request(problem: str) -> Any:
+async def around_ollama(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any) -> Any:
+    """Tell the client of Ollama's API that nobody reads its kv_* keys."""
     from sglang.srt.entrypoints.http_server import _create_error_response
 
-    return _create_error_response(ConfigError(problem))
+    problem = await _problem_without_wishes(request, raw_request)
+    if problem is not None:
+        return _create_error_response(ConfigError(problem))
+    return await original(serving, request, raw_request)
 
 
 def _object_of(json_body: bytes) -> dict[str, Any]:

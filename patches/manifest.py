@@ -165,13 +165,8 @@ REQUEST_HOOKS = (
                 "anthropic/serving.py",
                 "around_handle_messages",
             ),
-            ("ollama.serving.OllamaServing.handle_chat", "raw_request", "ollama/serving.py", "around_ollama_chat"),
-            (
-                "ollama.serving.OllamaServing.handle_generate",
-                "raw_request",
-                "ollama/serving.py",
-                "around_ollama_generate",
-            ),
+            ("ollama.serving.OllamaServing.handle_chat", "raw_request", "ollama/serving.py", "around_ollama"),
+            ("ollama.serving.OllamaServing.handle_generate", "raw_request", "ollama/serving.py", "around_ollama"),
         )
     ),
     Seam(

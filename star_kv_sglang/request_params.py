@@ -49,7 +49,7 @@ class RequestParams:
             return cls()
         if not isinstance(custom_params, Mapping):
             raise ConfigError(f"{CUSTOM} {custom_params!r} must be an object, such as {{{_EXAMPLES}}}")
-        given = {key: value for key, value in _ours(custom_params).items() if value is not None}
+        given = _ours(custom_params)
         for key, value in given.items():
             _check(key, value)
         budget = given.get("kv_budget")

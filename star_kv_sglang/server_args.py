@@ -44,7 +44,7 @@ IMAGE_CACHE_SHARE = 8
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Memory of the container, where there is one: what is taken above it ends the server."""
 MOST_IMAGE_CACHE_MB = 16_384
-"""But no more: a screenshot of 1920 x 1080 is 50 MB, so that 320 of them fit."""
+"""But no more: a screenshot of 1920 x 1080 is 25 MB in half precision, so that 640 of them fit."""
 
 _inherited: PolicyConfig | None = None
 """The configuration that came with this process's arguments; None in the process that parsed the command line."""

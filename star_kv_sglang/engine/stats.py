@@ -28,6 +28,7 @@ class PolicyCounters:
         num_prompts_left_whole: Prompts that were not scored, and not pruned this turn, because together with the others
             of their batch they have more live tokens than there is memory for.
         num_encoded_images: Screenshots that passed the vision tower.
+        num_pageable_uploads: Those among them whose upload waited for the step before, for want of pinned memory.
         num_skipped_segments: Segments that had changed, or had become shared, between choice and prune.
         num_budget_steps: Times that the private nodes had to be brought below the tree-wide budget.
         num_budget_evicted_tokens: Slots of leaves that were dropped because pruning did not suffice for it.
@@ -47,6 +48,7 @@ class PolicyCounters:
     num_scored_prompts: int = 0
     num_prompts_left_whole: int = 0
     num_encoded_images: int = 0
+    num_pageable_uploads: int = 0
     num_skipped_segments: int = 0
     num_budget_steps: int = 0
     num_budget_evicted_tokens: int = 0

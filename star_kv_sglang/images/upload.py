@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
 logger = logging.getLogger(__name__)
-
-_faults: list[Exception] = []
-"""What pinned memory was refused with first, in this process."""
 
 
 def require_tower_dtype(model: Any, dtype: torch.dtype) -> None:
@@ -33,7 +31,7 @@ def require_tower_dtype(model: Any, dtype: torch.dtype) -> None:
         )
 
 
-def pin(items: Iterable[Any], device: torch.device, dtype: torch.dtype | None) -> None:
+def pin(items: Iterable[Any], device: torch.device, dtype: torch.dtype | None) -> int:
     """Copy features that are about to be moved to a GPU into pinned memory.
 
     A copy from pageable memory waits for all that the stream still holds, so that nothing of the next step is queued
@@ -43,26 +41,28 @@ def pin(items: Iterable[Any], device: torch.device, dtype: torch.dtype | None) -
         items: SGLang's ``MultimodalDataItem``; each image gets its feature in pinned memory where that was on the CPU.
         device: Where the features go; nothing happens where that is a CPU.
         dtype: That of the tower. Another one is left to SGLang, which may convert it on its way.
+
+    Returns:
+        How many stay in pageable memory, because there is no other.
     """
-    if device.type != "cuda":
-        return
-    for item in items:
+    num_refused = 0
+    for item in items if device.type == "cuda" else ():
         feature = item.feature
         if isinstance(feature, torch.Tensor) and feature.is_cpu and feature.dtype == dtype and item.is_image():
-            item.feature = _pinned(feature)
+            try:
+                item.feature = feature.pin_memory()
+            except RuntimeError as error:
+                num_refused += 1
+                _warn_once(str(error))
+    return num_refused
 
 
-def _pinned(feature: torch.Tensor) -> torch.Tensor:
-    try:
-        return feature.pin_memory()
-    except RuntimeError as error:
-        if not _faults:
-            logger.warning(
-                "no pinned memory for a screenshot's features (%s): their upload waits for the step before. Further "
-                "cases are not told.", error,
-            )  # fmt: skip
-            _faults.append(error)
-        return feature
+@cache
+def _warn_once(reason: str) -> None:
+    logger.warning(
+        "no pinned memory for a screenshot's features (%s): their upload waits for the step before. Further cases are "
+        "only counted.", reason,
+    )  # fmt: skip
 
 
 @contextmanager

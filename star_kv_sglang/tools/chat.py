@@ -17,7 +17,6 @@ import httpx
 
 from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.tools.image_references import (
-    NOT_UNDERSTOOD,
     SentImages,
     image_urls,
     raise_for_references,
@@ -233,8 +232,8 @@ class ChatClient:
                 continue
             if answer.is_success or (may_be_missing and answer.status_code == httpx.codes.NOT_FOUND):
                 return answer
-            if named and answer.status_code in NOT_UNDERSTOOD:
-                raise_for_references(answer.status_code, _json_or_none(answer))
+            if named:
+                raise_for_references(answer.status_code, answer.content)
             if answer.status_code in _MISCONFIGURED:
                 advice = _MISCONFIGURED[answer.status_code]
                 raise ServerGoneError(f"{url} answered {answer.status_code}: {answer.text[:300]}; {advice}")
@@ -257,14 +256,6 @@ class ChatClient:
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise RequestError(f"the server answered in another form ({error!r}): {str(body)[:300]}") from error
-
-
-def _json_or_none(answer: httpx.Response) -> object:
-    try:
-        body: object = answer.json()
-    except ValueError:
-        return None
-    return body
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache
@@ -45,22 +46,27 @@ class NotUnderstoodAnswer(Exception):
     """A server refuses a request that has references; it may know none, or the request is wrong besides."""
 
 
-def raise_for_references(status: int, body: object) -> None:
+def raise_for_references(status: int, text: str | bytes) -> None:
     """Raise what a server's answer to a request with references means; nothing if it is of another kind.
 
     Args:
         status: Of HTTP.
-        body: Its JSON; None where it has none.
+        text: Its body.
 
     Raises:
         UnknownImagesAnswer: The server asks for bytes.
         NotUnderstoodAnswer: The server may know no references.
     """
+    if status not in NOT_UNDERSTOOD:
+        return
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
     digests = body.get("unknown_images") if isinstance(body, dict) else None
     if status == UNKNOWN_STATUS and isinstance(digests, list):
         raise UnknownImagesAnswer(str(digest) for digest in digests)
-    if status in NOT_UNDERSTOOD:
-        raise NotUnderstoodAnswer
+    raise NotUnderstoodAnswer
 
 
 class SentImages:

@@ -58,11 +58,11 @@ def test_where_there_is_no_pinned_memory_features_stay_pageable_and_it_is_said_o
         raise RuntimeError("none left")
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
-    monkeypatch.setattr(upload, "_faults", [])
+    upload._warn_once.cache_clear()
     features = [torch.arange(6.0) for _ in range(2)]
     items = [item(feature) for feature in features]
     with caplog.at_level(logging.WARNING):
-        upload.pin(items, torch.device("cuda"), torch.float32)
+        assert upload.pin(items, torch.device("cuda"), torch.float32) == 2
     assert [one.feature for one in items] == features
     assert len([record for record in caplog.records if "none left" in record.getMessage()]) == 1
 

@@ -144,8 +144,8 @@ class Server:
             named = with_image_urls(messages, urls)
             body = self._body(named, rid, num_tokens, exactly) | {"return_meta_info": True}
             answer = await self._http.post("/v1/chat/completions", json=body)
-            if answer.is_error and list(urls) != images:
-                raise_for_references(answer.status_code, answer.json())
+            if list(urls) != images:
+                raise_for_references(answer.status_code, answer.content)
             return answer
 
         return await self._sent.send(images, None, post)

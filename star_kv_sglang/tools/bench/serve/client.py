@@ -14,7 +14,7 @@ import httpx
 
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 from star_kv_sglang.tools.bench.serve.metrics import PoolState, pool_state
-from star_kv_sglang.tools.image_references import NOT_UNDERSTOOD, SentImages, raise_for_references
+from star_kv_sglang.tools.image_references import SentImages, raise_for_references
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +140,12 @@ class EngineClient:
                 answer.sent_bytes += len(response.request.content)
                 if response.is_error:
                     said = await response.aread()
-                    if named and response.status_code in NOT_UNDERSTOOD:
-                        raise_for_references(response.status_code, _json_or_none(said))
+                    if named:
+                        raise_for_references(response.status_code, said)
                     raise ServeBenchError(f"/generate answered {response.status_code}: {said!r}")
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
-                        _take(answer, json.loads(line[6:]), named=named)
+                        _take(answer, line[6:], named=named)
                         on_chunk()
         except httpx.HTTPError as error:
             raise ServeBenchError(
@@ -196,20 +196,12 @@ class EngineClient:
         return response.text
 
 
-def _json_or_none(text: bytes) -> object:
-    try:
-        body: object = json.loads(text)
-    except ValueError:
-        return None
-    return body
-
-
-def _take(answer: Stream, event: dict[str, Any], *, named: bool) -> None:
-    now = time.perf_counter()
+def _take(answer: Stream, text: str, *, named: bool) -> None:
+    now, event = time.perf_counter(), json.loads(text)
     if "error" in event:
         if named and not answer.chunks:
             # Stock SGLang has begun its stream when it finds that a reference is no image.
-            raise_for_references(int(event["error"].get("code") or 400), event)
+            raise_for_references(int(event["error"].get("code") or 400), text)
         raise ServeBenchError(f"/generate: {event['error']}")
     answer.text = event["text"]
     answer.meta.update(event["meta_info"])
