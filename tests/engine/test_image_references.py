@@ -48,8 +48,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engine_of_kind(kind: str, checkpoint: Callable[[str], Path]) -> Iterator[TestEngine]:
-    """An engine of this model with a policy and its image cache."""
-    with running_engine(checkpoint(kind), exact=True, kv_policy="star", kv_budget=0.3) as engine:
+    """An engine of this model with a policy and its image cache.
+
+    It computes one request at a time: whether two that arrive together share a batch is a matter of microseconds, and
+    a sum over a batch of two is rounded in another way than one over a batch of one.
+    """
+    arguments = {"kv_policy": "star", "kv_budget": 0.3, "max_running_requests": 1}
+    with running_engine(checkpoint(kind), exact=True, **arguments) as engine:
         yield engine
 
 
