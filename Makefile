@@ -39,6 +39,7 @@ types: install tree
 # core in every worker and in every engine, most of the time goes to threads that wait for each other.
 test: export OMP_NUM_THREADS := 1
 test: lint types
+	bash scripts/install_browser.sh
 	TRITON_INTERPRET=1 $(VENV)/python -m pytest -n 2 tests/ops
 	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/ops
 
