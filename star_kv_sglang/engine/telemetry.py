@@ -84,6 +84,9 @@ class Telemetry:
         if req.customized_info is None:
             req.customized_info = {}
         if META_INFO not in req.customized_info:
+            self._counters.num_prompts += 1
+            self._counters.num_prompt_tokens += len(req.origin_input_ids)
+            self._counters.num_cached_prompt_tokens += req.cached_tokens
             use = RequestUse.of(self._tree, stored.path, len(req.origin_input_ids))
             # One entry for each output token: this one comes with the first.
             req.customized_info[META_INFO] = [asdict(use)]
