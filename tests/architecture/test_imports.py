@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.measuring": set(),
     "tools.rollout": {"cpu_mode", "config", "tools.chat"},
     "tools.report": {"tools.rollout"},
+    "tools.view": {"introspection"},
     "tools.eval": {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
         *("tools.chat", "tools.measuring", "tools.rollout"),
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "tools.cli": {
         *("algorithm", "triton_ops", "cpu_mode"),
-        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench"),
+        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view"),
     },
     "__init__": set(),
 }
