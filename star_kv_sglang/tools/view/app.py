@@ -93,8 +93,8 @@ def make_app(source: Source, hosts: tuple[str, ...] = _HERE) -> Starlette:
         if len(query) < len(_NEEDS[kind]):
             return PlainTextResponse(f"{', '.join(_NEEDS[kind])} must be given", 400, headers=_HEADERS)
         time = request.query_params.get("time")
-        status, body, media = await source.detail(kind, query | ({"time": time} if time else {}))
-        return Response(body, status, _HEADERS, media)
+        body, media = await source.detail(kind, query | ({"time": time} if time else {}))
+        return Response(body, 200, _HEADERS, media)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

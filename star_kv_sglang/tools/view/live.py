@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -25,8 +26,13 @@ _FRAMES_A_TURN: Final = 8
 """Heat maps that a recording asks for between two snapshots."""
 _FRAMES = NODE_FIELDS.index("frames")
 
-Answer = tuple[int, bytes, str]
-"""Status, body and media type."""
+Answer = tuple[bytes, str]
+"""Body and media type of what a page asked for."""
+
+
+def problem(text: str) -> Answer:
+    """Why there is nothing to show in a place of the page: no error of the page, nor of its browser's console."""
+    return json.dumps({"problem": text}).encode(), "application/json"
 
 
 class LiveSource:
@@ -166,17 +172,17 @@ class LiveSource:
         try:
             answer = await self._client.get(f"/star_kv/{kind}", query)
         except ViewError as error:
-            return 503, str(error).encode(), "text/plain"
+            return problem(str(error))
         if answer.status_code != 200:
-            return answer.status_code, message_of(answer).encode(), "text/plain"
+            return problem(message_of(answer))
         if kind == "screenshot":
             media = kind_of(answer.content)
             if media is None:
-                return 502, b"the server sent no picture", "text/plain"
+                return problem("the server sent no picture")
             self._record({"type": kind, **query, "kind": media, "data": base64.b64encode(answer.content).decode()})
-            return 200, answer.content, media
+            return answer.content, media
         self._record({"type": kind, **{key: int(value) for key, value in query.items()}, **answer.json()})
-        return 200, answer.content, "application/json"
+        return answer.content, "application/json"
 
     def _record(self, record: dict[str, Any]) -> None:
         if self._recorder is not None:

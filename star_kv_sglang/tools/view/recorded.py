@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from star_kv_sglang.introspection.screenshots import kind_of
-from star_kv_sglang.tools.view.live import Answer
+from star_kv_sglang.tools.view.live import Answer, problem
 from star_kv_sglang.tools.view.recording import HEADER, Recording
 
 
@@ -43,12 +43,12 @@ class RecordedSource:
             picture = self._recording.picture(query["image"])
             media = None if picture is None else kind_of(picture)
             if picture is None or media is None:
-                return 404, b"this screenshot was not recorded", "text/plain"
-            return 200, picture, media
+                return problem("this screenshot was not recorded")
+            return picture, media
         found = self._recording.detail(kind, query, _number(query.get("time")))
         if found is None:
-            return 404, b"nobody looked at this while it was recorded", "text/plain"
-        return 200, json.dumps(found).encode(), "application/json"
+            return problem("nobody looked at this while it was recorded")
+        return json.dumps(found).encode(), "application/json"
 
 
 def _number(word: str | None) -> float:

@@ -229,7 +229,7 @@ function setFacts(list, facts) {
 async function fetchJson(address) {
   try {
     const answer = await fetch(address);
-    return answer.ok ? await answer.json() : {problem: await answer.text()};
+    return answer.ok ? await answer.json() : {problem: `the viewer answers ${answer.status}`};
   } catch {
     return {problem: "the viewer does not answer"};
   }
@@ -238,7 +238,7 @@ async function fetchJson(address) {
 async function fetchPicture(image) {
   try {
     const answer = await fetch(`/detail/screenshot?image=${encodeURIComponent(image)}`);
-    if (!answer.ok) return {problem: await answer.text()};
+    if (!answer.headers.get("content-type")?.startsWith("image/")) return await answer.json();
     return {bitmap: await createImageBitmap(await answer.blob())};
   } catch {
     return {problem: "this screenshot cannot be drawn"};

@@ -1,6 +1,6 @@
 // The rows of the tree: only those in sight are elements.
 
-import {count, spansOf} from "./state.js";
+import {count, framesOf, pathOf, spansOf} from "./state.js";
 
 const ROW = 26, SPARE = 8, MOST_INDENT = 7;
 
@@ -13,6 +13,7 @@ export class TreeView {
     this.closed = new Set();
     this.shown = [];
     this.chosen = null;
+    this.isUsers = false;
     this.pool = [];
     this.runs = null;
     this.box.addEventListener("scroll", () => this.draw());
@@ -25,8 +26,12 @@ export class TreeView {
 
   update(runs) {
     this.runs = runs;
-    if (this.chosen !== null && !runs.all.has(this.chosen)) this.chosen = null;
-    if (this.chosen === null && runs.roots.length) this.chosen = firstLeaf(runs.roots).key;
+    if (!runs.all.has(this.chosen)) this.chosen = null;
+    const hasScreenshots = this.chosen !== null && framesOf(pathOf(runs.all.get(this.chosen))).length > 0;
+    if (runs.roots.length && (this.chosen === null || (!this.isUsers && !hasScreenshots))) {
+      this.chosen = firstLeaf(runs.roots).key;
+      this.isUsers = false;
+    }
     this.layOut();
   }
 
@@ -134,6 +139,7 @@ export class TreeView {
 
   select(key) {
     this.chosen = key;
+    this.isUsers = true;
     const at = this.indexOfChosen();
     const top = at * ROW, height = this.box.clientHeight;
     if (top < this.box.scrollTop) this.box.scrollTop = top;
