@@ -262,6 +262,7 @@ READS: tuple[Seam, ...] = (
     ),
     # who looks at the tree
     *_used("managers.io_struct", "GetInternalStateReq", _LOOKS),
+    *_used("constants", "HEALTH_CHECK_RID_PREFIX", "turns are counted, SGLang's own checks are not"),
     *_used("managers.tokenizer_control_mixin", "_COMMUNICATOR_SPECS", _LOOKS),
     _called("managers.tokenizer_manager.TokenizerManager.auto_create_handle_loop", "(self)", _LOOKS),
     *_used("managers.tokenizer_manager.TokenizerManager", "server_args tokenizer", _LOOKS),

@@ -22,7 +22,8 @@ class PolicyCounters:
     """What has happened since the start.
 
     Attributes:
-        num_prompts: Prompts that were computed and entered the tree; each of a request's samples counts.
+        num_prompts: Prompts that were computed and entered the tree; each of a request's samples counts. SGLang's own
+            health checks do not.
         num_prompt_tokens: Their positions.
         num_cached_prompt_tokens: Those among them that the tree already had.
         num_prunes: Prompts after which something was pruned.
