@@ -49,12 +49,13 @@ ALLOWED: dict[str, set[str]] = {
     "tools.image_references": set(),
     "tools.chat": {"tools.image_references"},
     "tools.measuring": set(),
+    "tools.resize": set(),
     "tools.rollout": {"cpu_mode", "config", "tools.chat"},
     "tools.report": {"tools.rollout"},
     "tools.view": {"introspection"},
     "tools.eval": {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
-        *("tools.chat", "tools.measuring", "tools.rollout"),
+        *("tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
     },
     "tools.bench": {
         "triton_ops",
@@ -62,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "engine",
         "cache",
         "tools.measuring",
+        "tools.resize",
         "tools.rollout",
         "tools.image_references",
     },
