@@ -24,6 +24,8 @@ LEAST_S: Final = 0.25
 """Between two snapshots, for all who look together."""
 SHARE: Final = 0.05
 """Most of the scheduler's time that snapshots may take."""
+_MOST_NAMES: Final = 65_536
+"""Of screenshots. Each follows from its hash: one that was forgotten comes back with the next snapshot."""
 MOST_WAITING: Final = 32
 """Requests that wait for the scheduler; it may be computing for seconds."""
 
@@ -81,6 +83,7 @@ class Introspection:
         self._started = round(time.time(), 3)
         self._secret = secrets.token_bytes(16)
         self._names: dict[str, str] = {}
+        self._image_of: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._num_waiting = 0
         self._snapshot: dict[str, Any] = {}
@@ -89,10 +92,12 @@ class Introspection:
 
     def name_of(self, image: str) -> str:
         """What a screenshot is called to who looks: not by its hash, from which one could tell what it shows."""
-        if len(self._names) > 4 * MOST_NODES:
-            self._names.clear()
         if image not in self._names:
-            self._names[image] = hashlib.blake2b(image.encode(), key=self._secret, digest_size=6).hexdigest()
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
+                self._image_of.clear()
+            name = hashlib.blake2b(image.encode(), key=self._secret, digest_size=6).hexdigest()
+            self._names[image], self._image_of[name] = name, image
         return self._names[image]
 
     async def reply(self, path: str, query: Mapping[str, str]) -> Reply:
@@ -183,7 +188,7 @@ class Introspection:
     def _screenshot(self, name: str) -> Reply:
         if self.mode != protocol.CONTENT:
             return _refusal(403, _NO_CONTENT)
-        image = next((image for image, known in self._names.items() if known == name), None)
+        image = self._image_of.get(name)
         picture = None if image is None else self.screenshots.get(image)
         if picture is None:
             return _refusal(404, "that screenshot is not held: it came by a URL, or others have taken its place")

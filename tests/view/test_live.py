@@ -15,12 +15,12 @@ from playwright.sync_api import expect
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.introspection.protocol import PROMPT
-from star_kv_sglang.tools.rollout.server import serving
 from star_kv_sglang.tools.view.app import make_app
 from star_kv_sglang.tools.view.client import Client
 from star_kv_sglang.tools.view.live import LiveSource
 from star_kv_sglang.tools.view.recording import Recorder, Recording
 from tests.architecture.imports import ROOT
+from tests.engine.preloaded_server import preloaded_serving
 from tests.star_kv import star_kv
 from tests.view import made
 from tests.view.browser import OVERLAPS, chromium, page_of
@@ -40,7 +40,7 @@ pytestmark = [
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     flags = ["--model-path", str(MODEL), "--max-total-tokens", "8000", "--kv-policy", "star", "--skip-server-warmup"]
     log = tmp_path_factory.mktemp("server") / "server.log"
-    with serving([*flags, "--kv-introspection", "content", "--admin-api-key", KEY], log) as url:
+    with preloaded_serving([*flags, "--kv-introspection", "content", "--admin-api-key", KEY], log) as url:
         yield url
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from star_kv_sglang.tools.view.app import listen
@@ -172,6 +176,28 @@ def test_why_a_server_cannot_be_watched_is_told_on_the_terminal(
     assert answer.output.startswith(f"error: {url} ") and told in answer.output
 
 
+def test_an_answer_that_cannot_be_read_is_told_and_the_watch_goes_on(server: tuple[made.FakeServer, str]) -> None:
+    fake, url = server
+    broken = {key: value for key, value in made.snapshot([]).items() if key != "totals"}
+    vars(fake).update({"shown": broken, "key": None, "status": 200})
+
+    async def watch() -> list[str]:
+        source = LiveSource(Client(url), interval_s=0.01)
+        task = asyncio.create_task(source.follow())
+        states = []
+        async for record in source.records():
+            if record["type"] == "status":
+                states.append(record["state"])
+                fake.shown = made.snapshot([]) if record["state"] == "refused" else fake.shown
+                if record["state"] == "following":
+                    break
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return states
+
+    assert asyncio.run(watch()) == ["waiting", "refused", "following"]
+
+
 def test_a_key_is_sent_and_nobody_who_does_not_answer_is_an_error(server: tuple[made.FakeServer, str]) -> None:
     fake, url = server
     vars(fake).update({"shown": made.snapshot(made.tree(1, 1)), "key": "secret", "status": 200})
@@ -212,3 +238,31 @@ def test_a_recording_with_frames_has_each_heat_map_and_screenshot_once(
     kinds = [line["type"] for line in lines]
     assert kinds[:3] == ["header", "status", "tree"] and kinds.count("frame") == kinds.count("screenshot") == 3
     assert Recording(tmp_path / "run.jsonl").picture("b0t1") == made.png()
+
+
+def test_ctrl_c_ends_it_in_silence_though_a_page_is_open(server: tuple[made.FakeServer, str]) -> None:
+    fake, url = server
+    vars(fake).update({"shown": made.snapshot(made.tree(1, 1)), "key": None, "status": 200})
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from star_kv_sglang.cli.main import main; sys.exit(main())",
+        "view",
+        "--live",
+        url,
+    ]
+    with subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as viewer:
+        try:
+            assert viewer.stdout is not None
+            told = next(line for line in viewer.stdout if line.startswith("Showing"))
+            address = told.split(" at ")[1].split()[0]
+            with httpx.stream("GET", f"{address}/records", timeout=30) as page:
+                lines = page.iter_lines()
+                assert json.loads(next(lines))["type"] == "header"
+                viewer.send_signal(signal.SIGINT)
+                assert all(json.loads(line) for line in lines)
+            assert viewer.wait(20) == 130 and viewer.stdout.read().strip() in ("", "Aborted!")
+        finally:
+            viewer.kill()

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
+from types import FrameType
 from typing import Any, Final, Protocol
 
 import uvicorn
@@ -52,6 +53,9 @@ class Source(Protocol):
 
     async def detail(self, kind: str, query: Mapping[str, str]) -> Answer:
         """What it asks for one by one."""
+
+    def end(self) -> None:
+        """Nothing more is shown: what `records` gives ends."""
 
 
 def static(name: str) -> bytes:
@@ -152,4 +156,22 @@ def serve(source: Source, listener: socket.socket) -> None:
     config = uvicorn.Config(
         make_app(source, hosts), log_level="warning", timeout_graceful_shutdown=1, access_log=False, lifespan="on"
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config, source).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends the pages' streams when it is told to end: it would wait for them, and complain.
+
+    Args:
+        config: Of the server.
+        source: What the pages show.
+    """
+
+    def __init__(self, config: uvicorn.Config, source: Source) -> None:
+        super().__init__(config)
+        self._source = source
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGINT or SIGTERM has come."""
+        self._source.end()
+        super().handle_exit(sig, frame)

@@ -53,9 +53,10 @@ class LiveSource:
         self._points: deque[dict[str, Any]] = deque(maxlen=MOST_POINTS)
         self._cuts: deque[Any] = deque(maxlen=512)
         self._status: dict[str, Any] = {"type": "status", "state": "waiting", "text": f"asking {client.url}", "time": 0}
-        self._pages: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._pages: set[asyncio.Queue[dict[str, Any] | None]] = set()
         self._recorded: dict[tuple[int, int], int] = {}
         self._pictures: set[str] = set()
+        self._has_ended = False
 
     @property
     def title(self) -> str:
@@ -95,6 +96,9 @@ class LiveSource:
             await asyncio.sleep(_RETRY_S)
         except ViewError as error:
             self._tell("refused", str(error))
+            await asyncio.sleep(_RETRY_S)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            self._tell("refused", f"{self._client.url} tells its tree in a form that cannot be read ({error!r})")
             await asyncio.sleep(_RETRY_S)
         else:
             await asyncio.sleep(max(0.0, self._interval_s - (time.monotonic() - began)))
@@ -144,21 +148,28 @@ class LiveSource:
                     self._pictures.add(image)
                     await self.detail("screenshot", {"image": image})
 
+    def end(self) -> None:
+        """Nothing more is shown."""
+        self._has_ended = True
+        for page in self._pages:
+            page.put_nowait(None)
+
     async def records(self) -> AsyncIterator[dict[str, Any]]:
         """What a page gets: the state now, then everything that is new, without end."""
-        page: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        page: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._pages.add(page)
         try:
             yield {**HEADER, "source": self.title, "live": True}
             for record in self._now():
                 yield record
-            while True:
-                if page.qsize() > _MOST_BEHIND:
+            while (new := await page.get()) is not None:
+                if page.qsize() > _MOST_BEHIND and not self._has_ended:
                     while not page.empty():
                         page.get_nowait()
                     for record in self._now():
                         yield record
-                yield await page.get()
+                else:
+                    yield new
         finally:
             self._pages.discard(page)
 

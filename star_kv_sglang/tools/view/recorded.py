@@ -30,6 +30,9 @@ class RecordedSource:
     async def follow(self) -> None:
         """Nothing happens any more."""
 
+    def end(self) -> None:
+        """Its records end by themselves."""
+
     async def records(self) -> AsyncIterator[dict[str, Any]]:
         """All of it, then its end."""
         yield {**HEADER, "source": self.title, "live": False}
