@@ -85,6 +85,10 @@ class HoledTree(RadixCache):
         """Whether it is a node of this tree and was not dropped."""
         return node in self._extras
 
+    def find(self, ident: int) -> TreeNode | None:
+        """The node with SGLang's number ``ident``; None where it was dropped."""
+        return next((node for node in self._extras if node.id == ident), None)
+
     @property
     def num_nodes(self) -> int:
         """Nodes, the root not counted."""

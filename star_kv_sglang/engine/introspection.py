@@ -53,7 +53,7 @@ class Introspection:
         elif ask == "piece":
             told = self._piece()
         else:
-            node = self._find(question["node"])
+            node = self._tree.find(question["node"])
             if node is None:
                 told = {"gone": True}
             elif ask == "frame":
@@ -91,9 +91,6 @@ class Introspection:
             self._walk = None
         return told
 
-    def _find(self, ident: int) -> TreeNode | None:
-        return next((node for node in self._tree.nodes() if node.id == ident), None)
-
     def _frame(self, last: TreeNode, start: int) -> dict[str, Any]:
         """Which tokens of a screenshot each layer, or each key head of a layer, keeps on the path to a node.
 
@@ -116,8 +113,9 @@ class Introspection:
                 if segment.num_holes:
                     kept[:, segment.core_start - start : segment.core_end - start] = False
                     slots = extra.core_slots(node.value, segment)
+                    # Every slot of a pruned core has its place: what is told nothing is not labelled a segment.
                     places = offsets[:, slots].to(torch.int64).cpu().numpy()
-                    np.put_along_axis(kept, places.clip(0), True, axis=1)
+                    np.put_along_axis(kept, places, True, axis=1)
         if kept is None:
             return {"gone": True}
         return {

@@ -36,10 +36,7 @@ class TreeWalk:
         self._started_at = time.monotonic()
         self._todo = deque(tree.root_node.children.values())
         self._told: set[int] = {tree.root_node.id}
-        self._size = self._num_nodes()
-
-    def _num_nodes(self) -> int:
-        return self._tree.num_nodes
+        self._size = tree.num_nodes
 
     @property
     def is_over(self) -> bool:
@@ -49,7 +46,7 @@ class TreeWalk:
     @property
     def is_torn(self) -> bool:
         """Whether the tree had another number of nodes when the walk began."""
-        return self._size != self._num_nodes()
+        return self._size != self._tree.num_nodes
 
     def piece(self, *, most_nodes: int = MOST_NODES, seconds: float = PIECE_S) -> list[list[Any]]:
         """The next nodes, each with `protocol.NODE_FIELDS`."""

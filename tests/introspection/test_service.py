@@ -6,10 +6,12 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from star_kv_sglang import compat
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.introspection import protocol
@@ -199,3 +201,9 @@ def test_the_flag_needs_a_policy_and_one_of_its_words() -> None:
             policy="star", budget=None, token_budget=None, observation_window=None,
             policy_config='{"introspection": "content"}',
         )  # fmt: skip
+
+
+def test_it_is_refused_where_nobody_would_be_asked_for_a_key_and_where_there_are_several_trees() -> None:
+    assert compat.reasons_against_introspection(SimpleNamespace(tokenizer_worker_num=1, dp_size=1)) == []
+    reasons = compat.reasons_against_introspection(SimpleNamespace(tokenizer_worker_num=2, dp_size=2))
+    assert ["use one worker" in reasons[0], "use 1" in reasons[1]] == [True, True]

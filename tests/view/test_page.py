@@ -76,6 +76,11 @@ def test_it_is_readable(browser: Browser, run: str, width: int, height: int, sch
         assert (
             page.evaluate(CUT_OFF, "#numbers b, #numbers span, #charts span, #charts b, .row .label, .row .count") == []
         )
+        page.locator("summary", has_text="Nodes from the root").click()
+        expect(page.locator("#detail td").first).to_be_visible()
+        assert page.evaluate(
+            "document.getElementById('detail').scrollWidth <= document.getElementById('detail').clientWidth"
+        )
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(json.loads(ground.replace("rgb(", "[").replace(")", "]"))) < 200) == (scheme == "dark")
 

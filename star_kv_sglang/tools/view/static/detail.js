@@ -48,6 +48,7 @@ export class Detail {
       this.drawFrames();
     });
     this.promptBox.addEventListener("toggle", () => this.loadPrompt());
+    this.nodeBox.addEventListener("toggle", () => this.drawNodes());
   }
 
   setHeat(isOn) {
@@ -209,6 +210,7 @@ export class Detail {
   }
 
   drawNodes() {
+    if (!this.nodeBox.open || !this.run) return;
     this.nodeRows.replaceChildren(...this.path.slice(-200).map((row) => {
       const words = [row[FLAGS] & SHARED ? "shared" : "private"];
       if (row[FLAGS] & PINNED) words.push("pinned");

@@ -20,7 +20,7 @@ export class History {
   }
 
   addPast(points) {
-    this.points = points.map((point) => ({...point, past: true}));
+    this.points = [...points];
   }
 
   add(record) {
@@ -33,7 +33,8 @@ export class History {
     if (isKeyframe) kept.nodes = [];
     this.records.push(kept);
     const last = this.points.at(-1);
-    if (!last || last.time < record.time) this.points.push(record);
+    const {time, started, totals, images, policy} = record;
+    if (!last || last.time < time) this.points.push({time, started, totals, images, policy});
     for (const cut of record.cuts) this.cuts.push(cut);
     if (this.cuts.length > 4000) this.cuts.splice(0, 2000);
     if (this.points.length > 2 * MOST_RECORDS) this.points.splice(0, MOST_RECORDS);
