@@ -103,5 +103,5 @@ def note_screenshots(manager: TokenizerManager, obj: Any, tokenized: Any) -> Non
     items = getattr(getattr(tokenized, "mm_inputs", None), "mm_items", None) or ()
     hashes = [f"{int(item.hash) & 0xFFFFFFFFFFFFFFFF:x}" for item in items if item.is_image() and item.hash is not None]
     sources = flat(obj.image_data)
-    if len(hashes) == len(sources):
+    if hashes and len(hashes) == len(sources):
         _service(manager, protocol.CONTENT).screenshots.note(sources, hashes)
