@@ -71,7 +71,10 @@ export class TreeView {
     while (this.pool.length < last - first) this.pool.push(this.makeRow());
     this.pool.forEach((row, index) => {
       if (first + index < last) this.fill(row, first + index);
-      else row.element.hidden = true;
+      else {
+        row.element.hidden = true;
+        row.element.removeAttribute("id");
+      }
     });
     const at = this.indexOfChosen();
     if (at >= first && at < last) this.box.setAttribute("aria-activedescendant", `row-${this.chosen}`);
