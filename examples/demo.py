@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +22,12 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from star_kv_sglang.cpu_mode import is_gpu_present
 from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.tools.cli.rollout import comparison_table, run_with_progress
 from star_kv_sglang.tools.report.kept import LEGEND, draw_kept
-from star_kv_sglang.tools.report.page import Picture, render_page
-from star_kv_sglang.tools.report.trace import PruneTrace, TraceError, last_traces
+from star_kv_sglang.tools.report.page import Chart, Exchange, Line, Picture, render_page
+from star_kv_sglang.tools.report.trace import PruneTrace, TraceError, last_traces, live_tokens
 from star_kv_sglang.tools.rollout.runner import Rollout
 from star_kv_sglang.tools.rollout.server import serving
 from star_kv_sglang.tools.rollout.summary import Summary, compare
@@ -104,7 +107,48 @@ def _picture(trace: PruneTrace, png: bytes, turn: int) -> Picture:
     caption = f"Each of the {num_layers} layers keeps {num_kept} of the {end - start} visual tokens. {LEGEND}"
     with Image.open(io.BytesIO(png)) as screenshot:
         drawn = draw_kept(screenshot, trace.kept_fraction())
-    return Picture(drawn, f"What is left of the screen of turn {turn + 1}", caption)
+        return Picture(drawn, f"The screen of turn {turn + 1}", caption, screenshot.convert("RGB"))
+
+
+def tokens_over_turns(rollout: Rollout, trace_dir: Path) -> Chart:
+    """How many tokens of the drawn branch's prompt each turn leaves in the cache, with and without pruning."""
+    answers = [answer for answer in rollout.answers if answer.branch == DRAWN_BRANCH]
+    whole = [answer.completion.prompt_tokens for answer in answers]
+    live = live_tokens(
+        trace_dir, [(answer.completion.request_id, size) for answer, size in zip(answers, whole, strict=True)]
+    )
+    last = {answer.turn: number for number, answer in enumerate(answers)}
+    caption = "Tokens of one branch's prompt when its last question of a turn has been answered and pruned."
+    return Chart(
+        "Tokens over turns",
+        caption,
+        [
+            Line("full cache", "shared", [whole[number] for number in last.values()]),
+            Line("STaR-KV: live", "private", [live[number] for number in last.values()]),
+        ],
+    )
+
+
+def exchanges(rollouts: Sequence[Rollout]) -> list[Exchange]:
+    """What the drawn branch was asked, and what each server answered."""
+    by_key = [{answer.key: answer for answer in rollout.answers} for rollout in rollouts]
+    return [
+        Exchange(
+            answer.turn + 1,
+            answer.question.text,
+            answer.question.answer,
+            [(answers[answer.key].completion.text, answers[answer.key].correct) for answers in by_key],
+        )
+        for answer in rollouts[0].answers
+        if answer.branch == DRAWN_BRANCH
+    ]
+
+
+def versions() -> list[tuple[str, str]]:
+    """What took part, and in which version."""
+    named = [(name, version(name)) for name in ("star-kv-sglang", "sglang", "torch", "transformers")]
+    device = f"{platform.machine()}, {'GPU' if is_gpu_present() else 'CPU'}"
+    return [*named, ("python", platform.python_version()), ("machine", device), ("model", "examples/tinygui/model")]
 
 
 def demo(
@@ -136,6 +180,9 @@ def demo(
         columns=[summary.name for summary in summaries],
         rows=rows,
         pictures=kept_pictures(rollouts[1], trajectories, trace_dir),
+        chart=tokens_over_turns(rollouts[1], trace_dir),
+        exchanges=exchanges(rollouts),
+        versions=versions(),
     )
     (out / "report.html").write_text(page, encoding="utf-8")
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)

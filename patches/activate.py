@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from star_kv_sglang.errors import SeamMovedError, UnsupportedSetupError
-from star_kv_sglang.patches import factories, hooks
+from star_kv_sglang.patches import factories, hooks, introspection_routes
 from star_kv_sglang.patches.manifest import FLAGS, HOOKS, IMAGE_HOOKS, PROGRAM_HOOKS, REFERENCE_HOOKS, REQUEST_HOOKS
 from star_kv_sglang.patches.seam import Seam, SeamKind
 
@@ -21,11 +21,17 @@ def install_flags() -> None:
     from sglang.srt.entrypoints.engine import Engine
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from star_kv_sglang.server_args import StarServerArgs, call_with_a_policy, call_with_an_image_cache
+    from star_kv_sglang.server_args import (
+        StarServerArgs,
+        call_with_a_policy,
+        call_with_an_image_cache,
+        call_with_introspection,
+    )
 
     call_with_a_policy(install_request_checks)
     call_with_a_policy(_name_http_app)
     call_with_an_image_cache(install_image_sharing)
+    call_with_introspection(introspection_routes.add_routes)
     HookRegistry.register(FLAGS.target, StarServerArgs, HookType.REPLACE)
     # Engine binds the class when its module is imported, before hooks apply.
     Engine.server_args_class = StarServerArgs

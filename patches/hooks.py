@@ -16,6 +16,8 @@ from star_kv_sglang.errors import ConfigError, ReferenceRefusedError, UnknownIma
 from star_kv_sglang.images import runtime as images
 from star_kv_sglang.images import upload
 from star_kv_sglang.images.references import refuse_uncached
+from star_kv_sglang.introspection import protocol
+from star_kv_sglang.patches import introspection_routes
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from sglang.srt.entrypoints.openai.serving_base import OpenAIServingBase
     from sglang.srt.entrypoints.openai.serving_chat import OpenAIServingChat
     from sglang.srt.entrypoints.openai.serving_responses import OpenAIServingResponses
-    from sglang.srt.managers.io_struct import GenerateReqInput, GetInternalStateReqOutput
+    from sglang.srt.managers.io_struct import GenerateReqInput, GetInternalStateReq, GetInternalStateReqOutput
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -106,11 +108,16 @@ def after_flush_cache(result: bool, scheduler: Scheduler, *args: Any, **kwargs: 
     return result
 
 
-def after_get_internal_state(
-    result: GetInternalStateReqOutput, scheduler: Scheduler, *args: Any
+def around_scheduler_state(
+    original: Callable[..., GetInternalStateReqOutput], scheduler: Scheduler, recv_req: GetInternalStateReq
 ) -> GetInternalStateReqOutput:
-    """Add the policy's report to what ``/server_info`` shows."""
-    del scheduler, args
+    """Add the policy's report to what ``/server_info`` shows; answer whoever looks at the tree with nothing else."""
+    question = protocol.asked(recv_req.rid)
+    if question is not None:
+        from sglang.srt.managers.io_struct import GetInternalStateReqOutput
+
+        return GetInternalStateReqOutput(internal_state={protocol.ANSWER: runtime.engine().show(question)})
+    result = original(scheduler, recv_req)
     result.internal_state["star_kv"] = runtime.engine().report()
     return result
 
@@ -372,6 +379,7 @@ async def around_tokenize_one_request(original: Callable[..., Any], manager: Tok
     with references.sent_by(obj):
         tokenized = await original(manager, obj)
     references.put_back(obj)
+    introspection_routes.note_screenshots(manager, obj, tokenized)
     return tokenized
 
 

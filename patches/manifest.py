@@ -78,12 +78,12 @@ HOOKS = (
     ),
     Seam(
         target="sglang.srt.managers.scheduler.Scheduler.get_internal_state",
-        kind=SeamKind.AFTER,
+        kind=SeamKind.AROUND,
         signature="(self, recv_req)",
-        why="the policy's report in /server_info",
+        why="the policy's report in /server_info; questions about the tree, which travel in the request's name",
         upstream="srt/managers/scheduler.py",
-        remove_when="plugins can add to /server_info",
-        hook="after_get_internal_state",
+        remove_when="plugins can add to /server_info, and ask the scheduler",
+        hook="around_scheduler_state",
     ),
     Seam(
         target="sglang.srt.beam_search.coordinator.BeamCoordinator.validate_and_init",

@@ -45,6 +45,7 @@ _FEATURES = "features that move into shared memory, and requests that say where 
 _REFERENCES = "an image that a client names by the digest of its bytes"
 _ARTIFACTS = "multimodal.media_artifacts.base.MediaArtifactCacheMixin"
 _WARM_UP = "SGLang's own request to warm up, which no trace is of"
+_LOOKS = "questions about the tree, from the process that answers clients to the scheduler"
 _START = "arguments, and what SGLang makes of them"
 _ENDS = "where a prompt enters the tree and a request ends"
 
@@ -53,7 +54,7 @@ READS: tuple[Seam, ...] = (
     *_used(
         "managers.schedule_batch.Req",
         "rid kv lock last_node prefix_len extra_key cache_salt priority sampling_params multimodal_inputs "
-        "customized_info origin_input_ids output_ids full_untruncated_fill_ids get_fill_ids finished",
+        "customized_info origin_input_ids output_ids full_untruncated_fill_ids get_fill_ids finished cached_tokens",
         _REQUESTS,
     ),
     *_used("managers.schedule_batch.ReqKvInfo", "req_pool_idx cache_protected_len cache_inserted_len", _REQUESTS),
@@ -143,7 +144,7 @@ READS: tuple[Seam, ...] = (
     ),
     *_used(
         "mem_cache.radix_cache.TreeNode",
-        "children parent key value lock_ref last_access_time priority",
+        "id children parent key value lock_ref last_access_time priority",
         _TREES,
     ),
     *_used("mem_cache.radix_cache.RadixKey", "token_ids extra_key cache_salt match child_key page_aligned", _TREES),
@@ -259,6 +260,17 @@ READS: tuple[Seam, ...] = (
         "(self, key, content_digest, modality, *, allow_featureless)",
         _REFERENCES,
     ),
+    # who looks at the tree
+    *_used("managers.io_struct", "GetInternalStateReq", _LOOKS),
+    *_used("constants", "HEALTH_CHECK_RID_PREFIX", "turns are counted, SGLang's own checks are not"),
+    *_used("managers.tokenizer_control_mixin", "_COMMUNICATOR_SPECS", _LOOKS),
+    _called("managers.tokenizer_manager.TokenizerManager.auto_create_handle_loop", "(self)", _LOOKS),
+    *_used("managers.tokenizer_manager.TokenizerManager", "server_args tokenizer", _LOOKS),
+    _called("managers.communicator.FanOutCommunicator.__call__", "(self, obj)", _LOOKS),
+    *_used("entrypoints.http_server", "Response orjson_response", _LOOKS),
+    _called("utils.auth.auth_level", "(level)", _LOOKS),
+    *_used("utils.auth.AuthLevel", "ADMIN_OPTIONAL", _LOOKS),
+    *_used("arg_groups.fields.parallel.Parallel", "dp_size", _LOOKS, SeamKind.FLAG),
     *_used("plugins.hook_registry.HookRegistry", "register apply_hooks", _START, SeamKind.CALL),
     *_used("plugins.hook_registry.HookType", "AROUND AFTER REPLACE", _START),
     *_used("arg_groups.arg_utils.Arg", "help choices", _START),

@@ -244,6 +244,22 @@ def reasons_from_flags(args: Any) -> list[str]:
     return [rule.reason for rule in FLAG_RULES if rule.applies(*(getattr(args, field) for field in rule.fields))]
 
 
+def reasons_against_introspection(args: Any) -> list[str]:
+    """Set-ups in which nobody could look at the tree, or anybody.
+
+    Args:
+        args: A view of SGLang's arguments.
+    """
+    reasons = []
+    if args.tokenizer_worker_num > 1:
+        reasons.append(
+            "--kv-introspection with several --tokenizer-worker-num: SGLang checks no API key there; use one worker"
+        )
+    if args.dp_size > 1:
+        reasons.append("--kv-introspection with data parallelism (--dp-size): every rank has a tree; use 1")
+    return reasons
+
+
 def reasons_after_resolution(args: StarServerArgs) -> list[str]:
     """Reasons that show once SGLang has read the model's configuration and resolved its defaults."""
     from sglang.srt.arg_groups.overrides import (

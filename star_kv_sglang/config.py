@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.introspection.protocol import MODES, OFF
 from star_kv_sglang.limits import COUNT, NOT_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, field_problems, limited
 from star_kv_sglang.policies import REFUSED, policy_keys, policy_names, policy_params
 from star_kv_sglang.policies.base.params import PolicyParams
@@ -39,6 +40,7 @@ class PolicyConfig:
         pinned_share: Most of the pool that all prefixes which requests ask to keep whole may hold together, in [0, 1].
         shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
+        introspection: What the server shows of its tree: "off", "tree", or "content", with what clients sent.
     """
 
     policy: str = FULL
@@ -53,6 +55,7 @@ class PolicyConfig:
     pinned_share: float = limited(0.25, SHARE)
     shrink_before_evict: bool = True
     trace_dir: str | None = None
+    introspection: str = OFF
 
     def __post_init__(self) -> None:
         problems = [*self._problems()]
@@ -81,6 +84,8 @@ class PolicyConfig:
             yield f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}"
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):
             yield f"trace_dir {self.trace_dir!r} must be the path of a folder"
+        if self.introspection not in MODES:
+            yield f"--kv-introspection {self.introspection!r} must be one of {', '.join(MODES)}"
 
     def chosen_params(self) -> PolicyParams:
         """The policy's parameters, its defaults where nobody chose; imports the policy."""
@@ -110,22 +115,16 @@ class PolicyConfig:
         token_budget: int | None,
         observation_window: int | None,
         policy_config: str | None,
+        introspection: str = OFF,
     ) -> PolicyConfig:
         """Build the configuration from the command line's values.
 
         Raises:
             ConfigError: A value is out of range, unknown, or contradicts another.
         """
-        if budget is not None and token_budget is not None:
-            raise ConfigError(
-                "--kv-budget and --kv-token-budget are two ways to bound the same memory: give one of them"
-            )
-        given = (budget, token_budget, observation_window, policy_config)
-        if policy == FULL and any(value is not None for value in given):
-            raise ConfigError(
-                "--kv-budget, --kv-token-budget, --kv-observation-window and --kv-policy-config need a policy that "
-                "prunes; add --kv-policy star or drop them"
-            )
+        _refuse_contradictions(
+            policy, budget, token_budget, (observation_window, policy_config), introspection=introspection
+        )
         extra = dict(read_mapping(policy_config)) if policy_config is not None else {}
         if observation_window is not None:
             if "observation_window" in extra:
@@ -149,6 +148,7 @@ class PolicyConfig:
                 budget=_default_budget(token_budget) if budget is None else budget,
                 token_budget=token_budget,
                 params=params,
+                introspection=introspection,
                 **shared,
             )
         except ConfigError as error:
@@ -159,9 +159,28 @@ class PolicyConfig:
 
 
 SHARED_KEYS = tuple(
-    sorted({field.name for field in fields(PolicyConfig)} - {"policy", "budget", "token_budget", "params"})
+    sorted(
+        {field.name for field in fields(PolicyConfig)} - {"policy", "budget", "token_budget", "params", "introspection"}
+    )
 )
 """What ``--kv-policy-config`` takes with every policy."""
+
+
+def _refuse_contradictions(
+    policy: str, budget: float | None, token_budget: int | None, others: tuple[object, ...], *, introspection: str
+) -> None:
+    if budget is not None and token_budget is not None:
+        raise ConfigError("--kv-budget and --kv-token-budget are two ways to bound the same memory: give one of them")
+    if policy == FULL and any(value is not None for value in (budget, token_budget, *others)):
+        raise ConfigError(
+            "--kv-budget, --kv-token-budget, --kv-observation-window and --kv-policy-config need a policy that "
+            "prunes; add --kv-policy star or drop them"
+        )
+    if policy == FULL and introspection != OFF:
+        raise ConfigError(
+            f"--kv-introspection {introspection} shows a policy's tree, and --kv-policy {FULL} has none; add "
+            "--kv-policy star, or drop it"
+        )
 
 
 def _default_budget(token_budget: int | None) -> float:

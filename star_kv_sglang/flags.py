@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from star_kv_sglang.config import FULL, POLICIES, PolicyConfig
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.introspection.protocol import OFF
 from star_kv_sglang.limits import WHOLE
 
 
@@ -73,6 +74,13 @@ FLAGS: Final = (
         "JSON object, or a file that holds one, with the policy's parameters; unknown keys are refused.",
     ),
     Flag(
+        "kv_introspection",
+        str,
+        "off, tree or content",
+        "WHAT",
+        "What `star-kv view --live` may see: off (the default), tree, or content.",
+    ),
+    Flag(
         "kv_image_cache_mb",
         _mebibytes,
         "a whole number of MiB, 0 or more",
@@ -108,6 +116,7 @@ def config_of(given: Mapping[str, str]) -> PolicyConfig:
         token_budget=values.get("kv_token_budget"),
         observation_window=values.get("kv_observation_window"),
         policy_config=values.get("kv_policy_config"),
+        introspection=values.get("kv_introspection", OFF),
     )
 
 

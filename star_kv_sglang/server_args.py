@@ -33,6 +33,7 @@ from star_kv_sglang.config import FULL, PolicyConfig
 from star_kv_sglang.errors import ConfigError, StarKVError, UnsupportedSetupError
 from star_kv_sglang.flags import HELP
 from star_kv_sglang.images.embeddings import embedding_cache_mb
+from star_kv_sglang.introspection.protocol import OFF
 from star_kv_sglang.limits import WHOLE
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,14 @@ _with_an_image_cache: list[Callable[[], None]] = []
 def call_with_an_image_cache(call: Callable[[], None]) -> None:
     """Call this whenever arguments of this process have been resolved that keep processed screenshots."""
     _with_an_image_cache.append(call)
+
+
+_with_introspection: list[Callable[[], None]] = []
+
+
+def call_with_introspection(call: Callable[[], None]) -> None:
+    """Call this whenever arguments of this process have been resolved that let somebody look at the tree."""
+    _with_introspection.append(call)
 
 
 def default_image_cache_mb() -> int:
@@ -154,6 +163,10 @@ class StarServerArgs(ServerArgs):
         Optional[int],  # noqa: UP045
         Arg(help=HELP["kv_image_cache_mb"]),
     ] = None
+    kv_introspection: Annotated[
+        str,
+        Arg(help=HELP["kv_introspection"]),
+    ] = OFF
 
     def policy_config(self) -> PolicyConfig:
         """The validated configuration of these flags."""
@@ -163,6 +176,7 @@ class StarServerArgs(ServerArgs):
             token_budget=self.kv_token_budget,
             observation_window=self.kv_observation_window,
             policy_config=self.kv_policy_config,
+            introspection=self.kv_introspection,
         )
 
     @classmethod
@@ -220,9 +234,11 @@ class StarServerArgs(ServerArgs):
                 raise UnsupportedSetupError(early) from None
             raise
         reasons = list(dict.fromkeys([*early, *compat.reasons_after_resolution(self)]))
+        if self.kv_introspection != OFF:
+            reasons += compat.reasons_against_introspection(resolving_view(self))
         if reasons:
             raise UnsupportedSetupError(reasons)
-        for call in _with_a_policy:
+        for call in (*_with_a_policy, *(_with_introspection if self.kv_introspection != OFF else ())):
             call()
 
     def _keeps_images(self, *, with_a_policy: bool) -> bool:

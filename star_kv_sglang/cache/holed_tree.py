@@ -81,6 +81,19 @@ class HoledTree(RadixCache):
             node = node.parent
         return nodes[::-1]
 
+    def holds(self, node: TreeNode) -> bool:
+        """Whether it is a node of this tree and was not dropped."""
+        return node in self._extras
+
+    def find(self, ident: int) -> TreeNode | None:
+        """The node with SGLang's number ``ident``; None where it was dropped."""
+        return next((node for node in self._extras if node.id == ident), None)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes, the root not counted."""
+        return len(self._extras) - 1
+
     def nodes(self) -> Iterator[TreeNode]:
         """All nodes but the root, parents first."""
         stack = list(self.root_node.children.values())

@@ -20,6 +20,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
 )
 
+from star_kv_sglang.cache.cut_log import CutLog
 from star_kv_sglang.cache.eviction import Eviction
 from star_kv_sglang.cache.holed_tree import HoledTree
 from star_kv_sglang.cache.ledger import SegmentLedger
@@ -95,12 +96,16 @@ class StarRadixCache(HoledTree):
         params: SGLang's construction parameters.
         listener: Told about prompts and releases.
         ledger: Is told about every scored segment, where segments are pruned more than once.
+
+    Attributes:
+        cut_log: Is told what goes, where somebody may look at the tree; set before the first request.
     """
 
     def __init__(
         self, params: CacheInitParams, listener: CacheListener | None = None, ledger: SegmentLedger | None = None
     ) -> None:
         self.listener = listener or CacheListener()
+        self.cut_log: CutLog | None = None
         super().__init__(params, ledger)
         self.eviction = Eviction(self)
 
@@ -197,6 +202,8 @@ class StarRadixCache(HoledTree):
             extra = self._extras[node]
             holes.append(node.value[segment.core_start + num_keep - extra.start : segment.hole_start - extra.start])
             num_freed = segment.num_live - num_keep
+            if self.cut_log is not None and num_freed:
+                self.cut_log.pruned(node, segment, num_keep)
             extra.replace_segment(segment, segment.pruned_to(num_keep))
             if node.lock_ref > 0:
                 self.protected_size_ -= num_freed
@@ -259,6 +266,8 @@ class StarRadixCache(HoledTree):
     def drop_leaf(self, leaf: TreeNode) -> int:
         """Drop an unlocked leaf and give its slots back; returns how many there were."""
         slots, segments = self.live_slots(leaf), self._extras[leaf].segments
+        if self.cut_log is not None:
+            self.cut_log.dropped(leaf, len(slots))
         self.token_to_kv_pool_allocator.free_segment(slots, start_pos=0)
         if self.ledger is not None and segments:
             self.ledger.free_slots(slots)

@@ -36,14 +36,25 @@ SUBCOMMANDS: Final = (
     Subcommand("rollout", "Run branches of a GUI agent on a server: tokens in the pool, accuracy, time.", True),
     Subcommand("eval", "Measure accuracy under a policy and a budget.", True),
     Subcommand("bench", "Measure time and memory.", True),
-    Subcommand("view", "Draw the tokens that a policy kept on their screenshots.", True),
+    Subcommand("view", "Show the tree of a server, live or recorded; draw kept tokens on a screenshot.", True),
     Subcommand("replay", "Drive the production scorer with a recorded file and compare with its results.", True),
 )
 INSTALL_TOOLS: Final = "pip install 'star-kv-sglang[tools]'"
 # The one door from the product to the tools, opened by name: the product runs without them.
 _TOOLS: Final = "star_kv_sglang.tools.cli.run"
 # What the extra brings, by import name.
-_TOOL_LIBRARIES: Final = ("typer", "rich", "httpx", "jinja2", "PIL", "matplotlib", "psutil", "pynvml")
+_TOOL_LIBRARIES: Final = (
+    "typer",
+    "rich",
+    "httpx",
+    "jinja2",
+    "PIL",
+    "matplotlib",
+    "psutil",
+    "pynvml",
+    "starlette",
+    "uvicorn",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
 from star_kv_sglang.engine.context import EngineContext
+from star_kv_sglang.engine.introspection import Introspection
 from star_kv_sglang.engine.plan import BatchPlan
 from star_kv_sglang.engine.pruning import Pruning
 from star_kv_sglang.engine.records import Requests
@@ -13,6 +16,8 @@ from star_kv_sglang.engine.scoring import Scoring
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.engine.telemetry import Telemetry
 from star_kv_sglang.engine.tree_memory import TreeMemory
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -39,6 +44,7 @@ class PolicyEngine(CacheListener):
         self._scoring = Scoring(context, self._requests, self._sharing)
         self._pruning = Pruning(context, self._requests, self._sharing, self._telemetry)
         self._memory = TreeMemory(context, self._sharing)
+        self._introspection = Introspection(context)
         self._waits = False
         """A prompt of the batch whose results come in was scored: no forward is in flight until the next one begins."""
         context.tree.listener = self
@@ -121,6 +127,14 @@ class PolicyEngine(CacheListener):
     def shrink(self, tree: StarRadixCache, num_tokens: int, *, rank: Any) -> int:
         """The pool runs short; returns how many slots were freed without dropping a leaf."""
         return self._memory.shrink(num_tokens, rank=rank)
+
+    def show(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer somebody who looks at the tree; `Introspection.answer`."""
+        try:
+            return self._introspection.answer(question)
+        except Exception as error:  # nobody who looks may end the scheduler
+            logger.exception("answering a question about the tree failed: %s", question)
+            return {"failed": f"{type(error).__name__}: {error}"}
 
     def report(self) -> dict[str, Any]:
         """Census of the tree and counters, for the server's info page."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from star_kv_sglang.cache.cut_log import CutLog
 from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.config import PolicyConfig
@@ -16,6 +17,7 @@ from star_kv_sglang.engine.memory import MemoryPlan
 from star_kv_sglang.engine.model_parts import ModelParts
 from star_kv_sglang.engine.policy_engine import PolicyEngine
 from star_kv_sglang.engine.stats import PolicyCounters
+from star_kv_sglang.introspection.protocol import OFF
 from star_kv_sglang.policies import policy_class
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class Runtime:
             ledger = SegmentLedger()
             ledger.slot_ids = self._parts.pools.side.segment_ids
         self._tree = StarRadixCache(params, ledger=ledger)
+        if self.config.introspection != OFF:
+            self._tree.cut_log = CutLog()
         return self._tree
 
     def start(self, scheduler: Scheduler) -> None:

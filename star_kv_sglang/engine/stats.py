@@ -22,6 +22,10 @@ class PolicyCounters:
     """What has happened since the start.
 
     Attributes:
+        num_prompts: Prompts that were computed and entered the tree; each of a request's samples counts. SGLang's own
+            health checks do not.
+        num_prompt_tokens: Their positions.
+        num_cached_prompt_tokens: Those among them that the tree already had.
         num_prunes: Prompts after which something was pruned.
         num_pruned_tokens: Slots that were freed by pruning.
         num_scored_prompts: Prompts that were scored.
@@ -43,6 +47,9 @@ class PolicyCounters:
         peak_private_tokens: Most slots that private nodes held when a forward began.
     """
 
+    num_prompts: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
     num_prunes: int = 0
     num_pruned_tokens: int = 0
     num_scored_prompts: int = 0

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
 from star_kv_sglang.cache.radix_cache import Stored
 from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.ranges import measure_with
@@ -84,6 +86,11 @@ class Telemetry:
         if req.customized_info is None:
             req.customized_info = {}
         if META_INFO not in req.customized_info:
+            # What SGLang asks itself to see whether it lives is nobody's turn.
+            if not req.rid.startswith(HEALTH_CHECK_RID_PREFIX):
+                self._counters.num_prompts += 1
+                self._counters.num_prompt_tokens += len(req.origin_input_ids)
+                self._counters.num_cached_prompt_tokens += req.cached_tokens
             use = RequestUse.of(self._tree, stored.path, len(req.origin_input_ids))
             # One entry for each output token: this one comes with the first.
             req.customized_info[META_INFO] = [asdict(use)]

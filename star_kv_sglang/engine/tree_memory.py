@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from star_kv_sglang.cache.cut_log import because
 from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
+from star_kv_sglang.introspection.protocol import SHORT_POOL, TOKEN_BUDGET
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -39,6 +42,7 @@ class TreeMemory:
         self._rows = context.rows
         self._counters = context.counters
         self._faults = context.faults
+        self._because = partial(because, context.tree.cut_log)
 
     def hold_budget(self, running: Sequence[Req]) -> None:
         """Bring the private nodes below the tree-wide budget, if they are above it.
@@ -50,14 +54,18 @@ class TreeMemory:
         if limit is None or self._budget is None or sharing.private_size <= limit:
             return
         target, cut = limit - limit // SLACK, Cut()
-        with stage("budget"), self._faults.guard("cutting to the token budget", "leaves are dropped instead"):
+        with (
+            self._because(TOKEN_BUDGET),
+            stage("budget"),
+            self._faults.guard("cutting to the token budget", "leaves are dropped instead"),
+        ):
             cut = self._budget.reduce_private(target, running=running, waiting=self._sharing.waiting())
         for req, num_holes in cut.holes:
             self._rows.add(req.kv.req_pool_idx, num_holes)
         counters.num_budget_steps += 1
         counters.num_pruned_tokens += cut.num_freed
         if sharing.private_size > limit:
-            with stage("budget"):
+            with self._because(TOKEN_BUDGET), stage("budget"):
                 excess = sharing.private_size - target
                 counters.num_budget_evicted_tokens += self._tree.eviction.drop_leaves(excess, private_only=True)
         counters.num_budget_misses += sharing.private_size > limit
@@ -76,7 +84,11 @@ class TreeMemory:
             return 0
         wanted = max(num_tokens, self._tree.token_to_kv_pool_allocator.size // SHRINK_STEP)
         cut = Cut()
-        with stage("shrink"), self._faults.guard("shrinking before eviction", "leaves are dropped instead"):
+        with (
+            self._because(SHORT_POOL),
+            stage("shrink"),
+            self._faults.guard("shrinking before eviction", "leaves are dropped instead"),
+        ):
             cut = self._budget.shrink_unused(wanted, waiting=self._sharing.waiting(), rank=rank)
         counters = self._counters
         counters.num_shrinks += cut.num_freed > 0

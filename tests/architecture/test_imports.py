@@ -19,19 +19,23 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "limits": set(),
     "request_params": {"limits"},
-    "config": {"limits", "policies"},
-    "flags": {"config", "limits"},
-    "server_args": {"config", "flags", "compat", "limits", "images"},
+    "introspection": set(),
+    "config": {"limits", "policies", "introspection"},
+    "flags": {"config", "limits", "introspection"},
+    "server_args": {"config", "flags", "compat", "limits", "images", "introspection"},
     # inside SGLang's processes
-    "cache": {"algorithm", "triton_ops", "config"},
+    "cache": {"algorithm", "triton_ops", "config", "introspection"},
     "metrics": set(),
     "images": set(),
-    "engine": {"algorithm", "triton_ops", "request_params", "config", "cache", "policies", "metrics"},
+    "engine": {
+        *("algorithm", "triton_ops", "request_params", "config"),
+        *("cache", "policies", "metrics", "introspection"),
+    },
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
     "patches": {
         *("algorithm", "triton_ops", "config", "request_params", "server_args", "compat"),
-        *("cache", "engine", "attention", "images"),
+        *("cache", "engine", "attention", "images", "introspection"),
     },
     "compat": {"config", "request_params", "server_args", "patches"},
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
@@ -48,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.resize": set(),
     "tools.rollout": {"cpu_mode", "config", "tools.chat"},
     "tools.report": {"tools.rollout"},
+    "tools.view": {"introspection"},
     "tools.eval": {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
         *("tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
@@ -64,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "tools.cli": {
         *("algorithm", "triton_ops", "cpu_mode"),
-        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench"),
+        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view"),
     },
     "__init__": set(),
 }

@@ -94,7 +94,7 @@ def test_what_it_needs_without_an_extra_is_what_serving_needs(wheel: Path) -> No
 
     assert names("") == SERVING
     assert names("tools") - SERVING == {
-        *("httpx", "jinja2", "matplotlib", "nvidia-ml-py", "pillow", "psutil", "rich", "typer")
+        *("httpx", "jinja2", "matplotlib", "nvidia-ml-py", "pillow", "psutil", "rich", "starlette", "typer", "uvicorn")
     }
     assert "star-kv-sglang" in names("dev")
 

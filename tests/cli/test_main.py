@@ -17,7 +17,7 @@ from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.tools.cli.run import TARGETS
 
 # None of these may be imported by a start of the command; the first row is what comes with the extra.
-TOOL_LIBRARIES = ("typer", "rich", "httpx", "jinja2", "PIL", "matplotlib", "psutil", "pynvml")
+TOOL_LIBRARIES = ("typer", "rich", "httpx", "jinja2", "PIL", "matplotlib", "psutil", "pynvml", "starlette", "uvicorn")
 HEAVY = ("torch", "sglang", "transformers", *TOOL_LIBRARIES)
 
 

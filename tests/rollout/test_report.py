@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from star_kv_sglang.tools.report.kept import draw_kept
-from star_kv_sglang.tools.report.page import Picture, render_page
-from star_kv_sglang.tools.report.trace import TraceError, last_traces, load_trace, require_match
+from star_kv_sglang.tools.report.page import GLOSSARY, Chart, Exchange, Line, Picture, render_page
+from star_kv_sglang.tools.report.trace import TraceError, last_traces, live_tokens, load_trace, require_match
 from star_kv_sglang.tools.rollout.summary import Row
 from tests.star_kv import star_kv
 
@@ -143,6 +143,42 @@ def test_the_page_is_whole_and_refers_to_nothing_outside() -> None:
     assert page.open == [] and page.links == [] and "http" not in text and "<script" not in text
     assert page.cells == ["full", "star", "tokens & slots", "1,234", "567", "pruned", "0", "<none>"]
     assert [embedded(source).size for source in page.images] == [(20, 10), (21, 10)]
+
+
+def test_the_page_has_a_chart_what_was_asked_and_what_was_run() -> None:
+    picture = Picture(Image.new("RGB", (20, 10)), "turn 1", "a caption", Image.new("RGB", (10, 5)))
+    text = render_page(
+        title="A title", setup=[], columns=["full", "star"], rows=[], pictures=[picture],
+        chart=Chart("Tokens", "", [Line("whole", "shared", [100, 450]), Line("live", "private", [100, 160])]),
+        exchanges=[Exchange(1, "click <b>", "x1", [("x1", True), ("<i>", False)])], versions=[("sglang", "0.5.23")],
+    )  # fmt: skip
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == [] and "<script" not in text and "http" not in text
+    assert [embedded(source).size for source in page.images] == [(10, 5), (20, 10)], "the original comes first"
+    assert page.cells[-5:] == ["1", "click <b>", "x1", "x1", "<i>"]
+    assert 'class="word right">x1' in text and 'class="word wrong">&lt;i&gt;' in text
+    assert all(f"<dt>{word}</dt>" in text for word in (*GLOSSARY, "sglang"))
+
+
+@pytest.mark.parametrize(
+    ("largest", "ticks"), [(1, [0, 1]), (45, [0, 20, 40, 60]), (450, [0, 200, 400, 600]), (924, [0, 500, 1000])]
+)
+def test_a_chart_has_round_numbers_up_to_its_largest_value(largest: float, ticks: list[float]) -> None:
+    chart = Chart("Tokens", "", [Line("whole", "shared", [0, largest])])
+    assert [value for value, _ in chart.ticks()] == ticks
+    (_, bottom), (_, top) = chart.points(chart.lines[0])
+    heights = [height for _, height in chart.ticks()]
+    assert bottom == heights[0] and heights[-1] <= top < bottom
+
+
+def test_live_tokens_of_a_branch_follow_from_its_traces(tmp_path: Path) -> None:
+    write(tmp_path / "000000_r1_f1.npz")  # two of four stay
+    write(tmp_path / "000001_r2_f2.npz", [[2, 3, 4], [2, 3, 4]], rid="r2", frame_index=2)
+    write(tmp_path / "000002_r2_f1.npz", [[2], [2]], rid="r2")  # the older one is cut again
+    write(tmp_path / "000003_x_f1.npz", rid="of another branch")
+    assert live_tokens(tmp_path, [("r0", 10), ("r1", 20), ("r2", 30)]) == [10, 18, 26]
 
 
 def embedded(source: str) -> Image.Image:

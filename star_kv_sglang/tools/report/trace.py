@@ -107,6 +107,27 @@ def last_traces(folder: Path, request_ids: Iterable[str]) -> dict[int, PruneTrac
     return {trace.frame_index: trace for trace in traces if trace.request_id in wanted}
 
 
+def live_tokens(folder: Path, requests: Iterable[tuple[str, int]]) -> list[int]:
+    """Tokens of a branch's prompts that are live when each has been pruned.
+
+    Args:
+        folder: with the traces of all requests.
+        requests: of one branch, in order: each one's id, and its prompt's tokens.
+    """
+    by_request: dict[str, list[PruneTrace]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        trace = load_trace(path)
+        by_request.setdefault(trace.request_id, []).append(trace)
+    pruned: dict[tuple[int, tuple[int, int]], int] = {}
+    live = []
+    for request_id, num_tokens in requests:
+        for trace in by_request.get(request_id, ()):
+            start, end = trace.segment
+            pruned[trace.frame_index, trace.segment] = end - start - trace.kept.shape[1]
+        live.append(num_tokens - sum(pruned.values()))
+    return live
+
+
 def _build(path: Path, kept: NDArray[Any], meta: dict[str, Any]) -> PruneTrace:
     rows, cols = meta["grid"]
     start, end = meta["segment"]

@@ -1,0 +1,1 @@
+"""A window into the tree of a running server, or of one that was recorded."""
