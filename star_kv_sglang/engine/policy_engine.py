@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
 from star_kv_sglang.engine.context import EngineContext
+from star_kv_sglang.engine.kept import note_stored
 from star_kv_sglang.engine.plan import BatchPlan
 from star_kv_sglang.engine.pruning import Pruning
 from star_kv_sglang.engine.records import Requests
@@ -28,6 +29,7 @@ class PolicyEngine(CacheListener):
     """
 
     def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
+        self._context = context
         self._prunes = context.config.prunes
         self._has_token_budget = context.config.token_budget is not None
         self._scores_once = context.policy.scores_once
@@ -38,7 +40,7 @@ class PolicyEngine(CacheListener):
         self._telemetry = Telemetry(context, scheduler)
         self._scoring = Scoring(context, self._requests, self._sharing)
         self._pruning = Pruning(context, self._requests, self._sharing, self._telemetry)
-        self._memory = TreeMemory(context, self._sharing)
+        self._memory = TreeMemory(context, self._requests, self._sharing)
         self._waits = False
         """A prompt of the batch whose results come in was scored: no forward is in flight until the next one begins."""
         context.tree.listener = self
@@ -82,14 +84,20 @@ class PolicyEngine(CacheListener):
     def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
         """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
         self._label(tree, stored)
+        record = self._requests.of(stored.req)
+        note_stored(tree, stored.path, record.computed, asks=record.params.return_kept)
         if not stored.ends_prompt:
             return
+        if record.params.return_kept and not record.running:
+            record.computed.check_stored(tree, stored.path)
         self._waits |= self._pruning.prune(stored)
         if self._waits and not self._requests.any_scored:
             # With a token budget the next step waits for this one's result: no row of a running request is in use. The
             # batch's last prompt may be one that was left whole.
             self._memory.hold_budget(self._requests.running())
         self._telemetry.tell(stored)
+        if record.params.return_kept and not stored.has_row:
+            self._telemetry.tell_kept(stored, record)
         self._telemetry.publish()
 
     def _label(self, tree: StarRadixCache, stored: Stored) -> None:
@@ -113,6 +121,13 @@ class PolicyEngine(CacheListener):
 
     def on_released(self, req: Req) -> None:
         """A request has ended, or was put back into the queue."""
+        record = self._requests.known(req)
+        if record is not None:
+            if not req.finished():
+                path = self._context.tree.path(req.last_node) if record.params.return_kept else ()
+                record.computed.put_back(self._context.tree, path, req)
+            elif record.params.return_kept:
+                self._telemetry.tell_nothing_kept(req)
         self._requests.release(req)
         self._sharing.released()
         self._memory.hold_budget(())

@@ -19,14 +19,16 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "limits": set(),
     "request_params": {"limits"},
+    # what a server tells a trainer
+    "kept_format": set(),
     "config": {"limits", "policies"},
     "flags": {"config", "limits"},
     "server_args": {"config", "flags", "compat", "limits", "images"},
     # inside SGLang's processes
-    "cache": {"algorithm", "triton_ops", "config"},
+    "cache": {"algorithm", "triton_ops", "config", "kept_format"},
     "metrics": set(),
     "images": set(),
-    "engine": {"algorithm", "triton_ops", "request_params", "config", "cache", "policies", "metrics"},
+    "engine": {"algorithm", "triton_ops", "request_params", "config", "cache", "policies", "metrics", "kept_format"},
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
     "patches": {
@@ -37,6 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
     # a client of a server, in a program of SGLang's frontend language
     "frontend": {"patches"},
+    # a trainer, beside no SGLang: torch and transformers
+    "rl": {"kept_format"},
     # beside SGLang: what starts it
     "cpu_mode": set(),
     "cli": {"cpu_mode", "compat", "config", "flags", "patches"},
