@@ -7,10 +7,9 @@ format for other readers.
 from __future__ import annotations
 
 import base64
-import binascii
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,6 +23,7 @@ KEPT = "kept"
 """Key of the record in the entry of an answer's last token."""
 
 Bits = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.integer[Any]]
 
 
 class KeptFormatError(StarKVError):
@@ -40,6 +40,7 @@ class KeptPrune:
         after: Queries at this position and later see what was kept only; those before it have seen everything.
         num_kept: Tokens that each unit kept; a unit is a layer, or a key head of a layer.
         packed: Of each unit, whether it kept each of the tokens that it had kept before, as :func:`pack` writes it.
+        first_after: ``after`` as it was for the answer's first token; None where it is the same for all.
     """
 
     start: int
@@ -47,37 +48,56 @@ class KeptPrune:
     after: int
     num_kept: int
     packed: bytes
+    first_after: int | None = None
 
 
-def pack(kept: Bits, before: Bits) -> bytes:
+def pack(kept: Indices, num_before: int) -> bytes:
     """Which of the tokens that were there each unit kept.
 
     Args:
-        kept: [num_units, num_positions].
-        before: Likewise, before the prune; as many in each unit.
+        kept: [num_units, num_kept], indices among the tokens that the unit had, in the order of position.
+        num_before: Tokens that each unit had.
 
     Returns:
-        Deflated bits, unit after unit, in the order of position.
+        Deflated bits: for each token that was there, one of each unit. What layers agree in makes bytes that are alike.
+
+    Raises:
+        KeptFormatError: An index is no token's, or comes twice.
     """
-    bits = np.packbits(kept[before]).tobytes()
-    # Kept tokens are few and follow no pattern that repeats: codes by frequency alone are the fastest and as short.
+    if kept.size and not 0 <= kept.min() <= kept.max() < num_before:
+        raise KeptFormatError("a segment keeps a token that it did not have")
+    bits = np.zeros((num_before, len(kept)), np.bool_)
+    bits[kept, np.arange(len(kept))[:, None]] = True
+    if np.count_nonzero(bits) != kept.size:
+        raise KeptFormatError("a segment keeps a token twice")
+    # Bytes differ in how often they come and repeat in no longer patterns: codes by frequency alone are the fastest.
     deflate = zlib.compressobj(level=1, method=zlib.DEFLATED, wbits=-15, strategy=zlib.Z_HUFFMAN_ONLY)
-    return deflate.compress(bits) + deflate.flush()
+    return deflate.compress(np.packbits(bits).tobytes()) + deflate.flush()
 
 
 def unpack(packed: bytes, before: Bits) -> Bits:
     """Undo :func:`pack`.
 
+    Args:
+        packed: Deflated bits.
+        before: [num_units, num_positions], which tokens there were, as many in each unit.
+
+    Returns:
+        [num_units, num_positions], which of them were kept.
+
     Raises:
         KeptFormatError: They are not the bits of these tokens.
     """
-    num_bits = int(before.sum())
+    num_units, num_before = len(before), int(before[0].sum())
     try:
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(packed, wbits=-15), np.uint8), count=num_bits)
-    except (zlib.error, ValueError) as error:
+        data = np.frombuffer(zlib.decompress(packed, wbits=-15), np.uint8)
+    except zlib.error as error:
         raise KeptFormatError(f"the bits of a prune cannot be read: {error}") from error
+    if len(data) != -(-num_units * num_before // 8):
+        raise KeptFormatError(f"a prune has {len(data)} bytes for {num_units} times {num_before} tokens")
+    bits = np.unpackbits(data, count=num_units * num_before).astype(np.bool_).reshape(num_before, num_units)
     kept = np.zeros_like(before)
-    kept[before] = bits.astype(np.bool_)
+    kept[before] = bits.T.reshape(-1)
     return kept
 
 
@@ -93,6 +113,7 @@ def encode(
         prompt_len: Tokens of the prompt.
         length: Tokens of prompt and answer.
     """
+    firsts = [p.first_after for p in prunes]
     return {
         "version": VERSION,
         "complete": True,
@@ -101,6 +122,7 @@ def encode(
         "prompt_len": prompt_len,
         "length": length,
         "prunes": [[p.start, p.end, p.after, p.num_kept, len(p.packed)] for p in prunes],
+        "first_after": None if None in firsts else firsts or None,
         "data": base64.b64encode(b"".join(p.packed for p in prunes)).decode("ascii"),
     }
 
@@ -136,7 +158,9 @@ class KeptRecord:
         units_per_layer: 1, or the key heads of a layer that choose for themselves.
         prompt_len: Tokens of the prompt.
         length: Tokens of prompt and answer.
-        prunes: In the order in which they happened.
+        prunes: Those of the same positions are in the order in which they happened.
+        first: The same for the answer's first token, where that was made of other tokens than the later ones found: the
+            tree had the prompt's end already, computed when other prunes had been seen. None where it is not so.
     """
 
     num_layers: int
@@ -144,6 +168,12 @@ class KeptRecord:
     prompt_len: int
     length: int
     prunes: tuple[PruneMask, ...]
+    first: tuple[PruneMask, ...] | None = None
+
+    def of_first_token(self) -> KeptRecord:
+        """What the answer's first token was made of."""
+        prunes = self.prunes if self.first is None else self.first
+        return KeptRecord(self.num_layers, self.units_per_layer, self.prompt_len, self.prompt_len + 1, prunes)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> KeptRecord:
@@ -165,9 +195,13 @@ class KeptRecord:
             rows = [tuple(map(int, row)) for row in record["prunes"]]
             sizes = (num_layers, units, int(record["prompt_len"]), int(record["length"]))
             prunes = tuple(_read_prunes(rows, data, num_layers, units))
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            firsts = record.get("first_after")
+            first = (
+                None if firsts is None else tuple(replace(p, after=int(a)) for p, a in zip(prunes, firsts, strict=True))
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise KeptFormatError(f"the record cannot be read: {error!r}") from error
-        return cls(*sizes, prunes)
+        return cls(*sizes, prunes, first)
 
 
 def _read_prunes(rows: Sequence[tuple[int, ...]], data: bytes, num_layers: int, units: int) -> list[PruneMask]:

@@ -81,8 +81,8 @@ def check_openai_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
         known: Keys that SGLang itself knows at its top level.
 
     Raises:
-        ConfigError: A value is wrong, a key is unknown, or in a place where nobody reads it; or what is asked for has no
-            place in the answer.
+        ConfigError: A value is wrong, a key is unknown, or in a place where nobody reads it; or what is asked for has
+            no place in the answer.
     """
     sampling = _mapping(body.get(SAMPLING))
     _refuse_misplaced(set(_ours(body)) - set(known), "at the top level", IN_OPENAI_BODY)
@@ -91,8 +91,8 @@ def check_openai_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
     params = RequestParams.of(body.get(CUSTOM))
     if params.return_kept and not (META_INFO in known and body.get(META_INFO)):
         raise ConfigError(
-            f'kv_return_kept needs a place in the answer: add "{META_INFO}": true to a body of /v1/chat/completions that '
-            "is not streamed, or ask /generate, which streams it too"
+            f'kv_return_kept needs a place in the answer: add "{META_INFO}": true to a body of /v1/chat/completions '
+            "that is not streamed, or ask /generate, which streams it too"
         )
 
 

@@ -107,7 +107,7 @@ def prune_targets(
         slots.device, non_blocking=True
     )
     table = pools.table
-    remembered = remember(tree, targets, slots, kept, pools.side)
+    remembered = remember(tree, targets, kept)
     # From here on tokens move: whatever fails leaves some where nobody looks for them.
     with committing():
         ops.compact(table, slots, ranges, quotas, kept)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,29 +13,26 @@ import torch
 from star_kv_sglang.cache.history import (
     HistoryError,
     Marks,
-    Offsets,
     RememberedPrune,
     SegmentHistory,
     first_after,
     marks_between,
 )
 from star_kv_sglang.engine.host_copy import HostCopy
-from star_kv_sglang.kept_format import KeptPrune, encode, incomplete
+from star_kv_sglang.kept_format import Indices, KeptFormatError, KeptPrune, encode, incomplete
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.radix_cache import TreeNode
 
     from star_kv_sglang.cache.radix_cache import StarRadixCache
-    from star_kv_sglang.cache.side_pools import SidePools
     from star_kv_sglang.engine.compaction import Target
 
 Path = Sequence["TreeNode"]
+PruneKey = tuple[int, int]
 
 
-def remember(
-    tree: StarRadixCache, targets: Sequence[Target], slots: torch.Tensor, kept: torch.Tensor, side: SidePools
-) -> Callable[[], None] | None:
+def remember(tree: StarRadixCache, targets: Sequence[Target], kept: torch.Tensor) -> Callable[[], None] | None:
     """Begin to copy to the host what a prune will keep, where nodes remember it; nothing waits for the device.
 
     A segment that was pruned before anybody asked has no beginning, so that it is not remembered.
@@ -42,26 +40,25 @@ def remember(
     Args:
         tree: The tree.
         targets: What will be pruned.
-        slots: int64 [N], live slots of the targets, one after the other; no token has moved yet.
         kept: int32 [num_units, N], as ``prune_targets`` takes it.
-        side: Side pools.
 
     Returns:
         To be called when the prune is done; None where nothing is remembered.
     """
     if not tree.keeps_histories:
         return None
-    wanted: list[tuple[Target, slice]] = []
+    wanted: list[tuple[Target, int]] = []
     start = 0
     for target in targets:
         extra = tree.extra(target.node)
         if extra.keeps_history and (not target.segment.sealed or target.segment.start in extra.histories):
-            wanted.append((target, slice(start, start + target.num_keep)))
+            wanted.append((target, start))
         start += target.segment.num_live
     if not wanted:
         return None
-    chosen = torch.cat([kept[:, span] for _, span in wanted], dim=1).long()
-    copy = HostCopy.start(side.frame_offsets[:, slots].gather(1, chosen))
+    # Live tokens lie in the order of position, whatever each unit has lost: an index tells the token.
+    chosen = [kept[:, start : start + target.num_keep] - start for target, start in wanted]
+    copy = HostCopy.start(torch.cat(chosen, dim=1))
     return partial(_remember, tree, [target for target, _ in wanted], copy)
 
 
@@ -70,18 +67,16 @@ def _remember(tree: StarRadixCache, targets: Sequence[Target], copy: HostCopy) -
     start = 0
     for target in targets:
         histories, segment = tree.extra(target.node).histories, target.segment
-        history = histories.get(segment.start)
-        if history is None:
-            first = segment.core_start - segment.frame.start
-            history = histories[segment.start] = SegmentHistory(first, segment.core_len)
+        history = histories.setdefault(segment.start, SegmentHistory(segment.core_len))
         end = start + target.num_keep
-        history.prunes.append(RememberedPrune(tree.prune_time, target.num_keep, partial(_read, copy, start, end)))
+        read = partial(_read, copy, start, end)
+        history.prunes.append(RememberedPrune(tree.prune_time, segment.num_live, target.num_keep, read))
         start = end
 
 
-def _read(copy: HostCopy, start: int, end: int) -> Offsets:
-    offsets: Offsets = copy.wait()[:, start:end].numpy()
-    return offsets
+def _read(copy: HostCopy, start: int, end: int) -> Indices:
+    kept: Indices = copy.wait()[:, start:end].numpy()
+    return kept
 
 
 @dataclass(frozen=True)
@@ -90,20 +85,20 @@ class Seen:
 
     Attributes:
         start: First position that could be pruned.
-        history: Of the segment.
-        index: Of the prune in it.
+        core_len: Positions that could be pruned.
+        prune: What is remembered of it.
         after: First position whose token has seen it.
     """
 
     start: int
-    history: SegmentHistory
-    index: int
+    core_len: int
+    prune: RememberedPrune
     after: int
 
     @property
-    def key(self) -> tuple[int, int, int]:
-        """Tells prunes apart, and who has seen them."""
-        return self.start, self.history.prunes[self.index].time, self.after
+    def key(self) -> PruneKey:
+        """Tells prunes apart: where it was, and when."""
+        return self.start, self.prune.time
 
 
 @dataclass(slots=True)
@@ -111,10 +106,12 @@ class Computed:
     """When a request has computed its own tokens since it has its row, and whether that can be told of its answer.
 
     Attributes:
-        first: Position of the first of them; None where it has no row.
+        first: Position of the first of them that is not one of the tree's; None where it has no row.
         end: Position after the last that a prefill has computed.
         marks: When they were computed.
         doubt: Why what its answer has seen cannot be told; None where it can.
+        first_after: Since when its prompt's tokens had seen each prune when the answer's first token was made of them;
+            None where that is no other than what later ones find in the tree.
         told: What the part of its answer that was given before it was put back has seen, and the length up to there.
     """
 
@@ -122,22 +119,20 @@ class Computed:
     end: int = 0
     marks: list[tuple[int, int]] = field(default_factory=list)
     doubt: str | None = None
-    told: tuple[frozenset[tuple[int, int, int]], int] | None = None
+    first_after: Mapping[PruneKey, int] | None = None
+    told: tuple[Mapping[PruneKey, int], int] | None = None
 
     def begins(self, start: int, end: int, time: int) -> None:
         """A prefill computes positions [start, end)."""
         if self.first is None:
             self.first = start
-        if not self.marks or self.marks[-1][1] != time:
-            self.marks.append((start, time))
+        self._from_here_on(start, time)
         self.end = end
 
     def pruned(self, req: Req, time: int) -> None:
         """What is computed from here on sees a prune; no forward of the request is in flight."""
         # Nobody has computed the newest token; one that decodes among prefills has computed it and not said so.
-        position = max(self.end, len(req.origin_input_ids) + len(req.output_ids) - 1)
-        if not self.marks or self.marks[-1][1] != time:
-            self.marks.append((position, time))
+        self._from_here_on(max(self.end, len(req.origin_input_ids) + len(req.output_ids) - 1), time)
 
     def seen(self, tree: StarRadixCache, path: Path) -> list[Seen]:
         """The prunes that a request's tokens have seen, segment after segment.
@@ -155,7 +150,7 @@ class Computed:
             start, end = tree.extra(node).start, min(tree.end_of(node), first)
             if start < end:
                 marks += _marks_of(tree, node, end)
-        marks += self.marks
+        marks += marks_between(self.marks, first, sys.maxsize)
         found = []
         for node in path:
             extra = tree.extra(node)
@@ -165,26 +160,50 @@ class Computed:
                     if segment.sealed:
                         raise HistoryError("it was pruned before a request of its conversation asked for what is kept")
                     continue
-                for index, prune in enumerate(history.prunes):
+                for prune in history.prunes:
                     after = first_after(marks, prune.time)
                     if after is not None:
-                        found.append(Seen(segment.core_start, history, index, after))
+                        found.append(Seen(segment.core_start, history.core_len, prune, after))
         return found
 
-    def check_stored(self, tree: StarRadixCache, path: Path) -> None:
-        """Doubt where the tree holds tokens of another request in place of these, which had seen other prunes.
+    def stored(self, tree: StarRadixCache, path: Path, *, ends_prompt: bool, asks: bool) -> None:
+        """A chunk is in the tree, and what follows sees the tree's tokens, pruned as they are.
+
+        Where another request had stored the same tokens before, the tree keeps those: they may have seen other prunes
+        than this request's own, of which its answer's first token was made.
 
         Args:
-            tree: The tree; nothing of what was just stored has been pruned.
-            path: Nodes from the root's child down to the end of the prompt.
+            tree: The tree; this prompt has not been pruned yet.
+            path: Nodes from the root's child down to the end of the prompt, as far as it was computed.
+            ends_prompt: The whole prompt was computed.
+            asks: The request wants to be told what is kept.
         """
-        first, own = self.first or 0, self.marks[0][1] if self.marks else 0
-        histories = [entry for node in path for entry in tree.extra(node).histories.items()]
-        newest = max((prune.time for _, history in histories for prune in history.prunes), default=0)
-        times = [time for node in path for at, time in tree.extra(node).computed if at >= first]
-        is_own = newest <= own and all(start < first for start, _ in histories) and min(times, default=own) >= newest
-        if not is_own:
-            self.doubt = "another request had stored the same tokens meanwhile, which had seen other prunes"
+        own = self._seen_by_first_token(tree, path) if asks and ends_prompt else None
+        self.first = min(tree.end_of(path[-1]), self.end) if path else self.first
+        self._from_here_on(self.end, tree.prune_time)
+        if own is None or self.doubt is not None:
+            return
+        try:
+            now = {one.key: one.after for one in self.seen(tree, path) if one.after < self.end}
+        except HistoryError as error:
+            self.doubt = str(error)
+            return
+        if own != now:
+            self.first_after = own
+            if self.told is not None:
+                self.doubt = "it was put back into the queue, and what was computed again has seen other prunes"
+
+    def _seen_by_first_token(self, tree: StarRadixCache, path: Path) -> Mapping[PruneKey, int] | None:
+        first = self.first or 0
+        try:
+            return {one.key: one.after for one in self.seen(tree, path) if one.start < first}
+        except HistoryError as error:
+            self.doubt = str(error)
+            return None
+
+    def _from_here_on(self, position: int, time: int) -> None:
+        if not self.marks or self.marks[-1][1] != time:
+            self.marks.append((position, time))
 
     def put_back(self, tree: StarRadixCache, path: Path, req: Req) -> None:
         """The request goes back to the queue; what its answer has seen so far must stay true of it.
@@ -197,7 +216,8 @@ class Computed:
         if req.output_ids and self.doubt is None:
             try:
                 self._compare(seen := self.seen(tree, path))
-                self.told = frozenset(one.key for one in seen), len(req.origin_input_ids) + len(req.output_ids) - 1
+                length = len(req.origin_input_ids) + len(req.output_ids) - 1
+                self.told = {one.key: one.after for one in seen}, length
             except HistoryError as error:
                 self.doubt = str(error)
         self.first, self.end = None, 0
@@ -207,8 +227,9 @@ class Computed:
         if self.told is None:
             return
         earlier, length = self.told
-        keys = {one.key for one in seen}
-        if earlier - keys or any(after < length for _, _, after in keys - earlier):
+        now = {one.key: one.after for one in seen}
+        same = all(now.get(key) == after for key, after in earlier.items())
+        if not same or any(after < length for key, after in now.items() if key not in earlier):
             raise HistoryError("it was put back into the queue, and what was computed again has seen other prunes")
 
     def record(
@@ -238,19 +259,21 @@ class Computed:
         try:
             seen = self.seen(tree, path) if prunes else []
             self._compare(seen)
-            # The newest token has asked nobody.
+            first_after = self.first_after or {}
             told = [
                 KeptPrune(
                     one.start,
-                    one.start + one.history.core_len,
+                    one.start + one.core_len,
                     one.after,
-                    one.history.prunes[one.index].num_kept,
-                    one.history.packed(one.index),
+                    one.prune.num_kept,
+                    one.prune.packed,
+                    None if self.first_after is None else first_after.get(one.key, prompt_len),
                 )
+                # The newest token has asked nobody.
                 for one in seen
-                if one.after < length - 1
+                if one.after < length - 1 or one.key in first_after
             ]
-        except HistoryError as error:
+        except (HistoryError, KeptFormatError) as error:
             return incomplete(str(error))
         return encode(
             told,

@@ -85,18 +85,19 @@ class PolicyEngine(CacheListener):
         """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
         self._label(tree, stored)
         record = self._requests.of(stored.req)
-        note_stored(tree, stored.path, record.computed, asks=record.params.return_kept)
+        asks = record.params.return_kept
+        note_stored(tree, stored.path, record.computed, asks=asks)
+        if not record.running:
+            record.computed.stored(tree, stored.path, ends_prompt=stored.ends_prompt, asks=asks)
         if not stored.ends_prompt:
             return
-        if record.params.return_kept and not record.running:
-            record.computed.check_stored(tree, stored.path)
         self._waits |= self._pruning.prune(stored)
         if self._waits and not self._requests.any_scored:
             # With a token budget the next step waits for this one's result: no row of a running request is in use. The
             # batch's last prompt may be one that was left whole.
             self._memory.hold_budget(self._requests.running())
         self._telemetry.tell(stored)
-        if record.params.return_kept and not stored.has_row:
+        if asks and not stored.has_row:
             self._telemetry.tell_kept(stored, record)
         self._telemetry.publish()
 

@@ -57,5 +57,9 @@ def answer_logprobs(
     """Log-probability of each token of an answer, float32 [num_output]; gradients flow. As :func:`token_logprobs`."""
     first = inputs["input_ids"].shape[1] - 1
     every = token_logprobs(model, inputs, output_ids, record)[first:-1]
+    if record is not None and record.first is not None:
+        # The engine has made it of a prompt's end that later tokens did not find.
+        alone = token_logprobs(model, inputs, output_ids[:1], record.of_first_token())[first:-1]
+        every = torch.cat([alone, every[1:]])
     answer = torch.tensor(list(output_ids), dtype=torch.long, device=every.device)
     return every.gather(1, answer[:, None])[:, 0]
