@@ -86,9 +86,10 @@ class PolicyEngine(CacheListener):
         self._label(tree, stored)
         record = self._requests.of(stored.req)
         asks = record.params.return_kept
-        note_stored(tree, stored.path, record.computed, asks=asks)
-        if not record.running:
-            record.computed.stored(tree, stored.path, ends_prompt=stored.ends_prompt, asks=asks)
+        if self._prunes:
+            note_stored(tree, stored.path, record.computed, asks=asks)
+            if not record.running:
+                record.computed.stored(tree, stored.path, ends_prompt=stored.ends_prompt, asks=asks)
         if not stored.ends_prompt:
             return
         self._waits |= self._pruning.prune(stored)
@@ -124,10 +125,10 @@ class PolicyEngine(CacheListener):
         """A request has ended, or was put back into the queue."""
         record = self._requests.known(req)
         if record is not None:
-            if not req.finished():
+            if self._prunes and not req.finished():
                 path = self._context.tree.path(req.last_node) if record.params.return_kept else ()
                 record.computed.put_back(self._context.tree, path, req)
-            elif record.params.return_kept:
+            elif record.params.return_kept and req.finished():
                 self._telemetry.tell_nothing_kept(req)
         self._requests.release(req)
         self._sharing.released()

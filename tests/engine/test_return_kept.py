@@ -30,7 +30,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def file_engine(kind: str, checkpoint: Callable[[str], Path]) -> Iterator[TestEngine]:
-    bound: dict[str, Any] = {"kv_budget": 0.2} if kind == "budget" else {"kv_token_budget": 150}
+    bound: dict[str, Any] = {"kv_budget": 0.2} if kind == "budget" else {"kv_token_budget": 100}
     with running_engine(checkpoint("qwen2_5_vl"), exact=True, kv_policy="star-paper", **bound) as engine:
         yield engine
 

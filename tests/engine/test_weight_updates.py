@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.slow
 
 ASKS: Final[dict[str, Any]] = {"logprob_from": -1, "custom_params": {"kv_return_kept": True}}
 NUM_OUTPUT = 5
-GROUP = "trainer"
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +93,31 @@ def from_distributed(engine: TestEngine, model: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    name = f"trainer{port}"
 
     def train() -> None:
-        group = init_custom_process_group(
-            backend="gloo", init_method=f"tcp://127.0.0.1:{port}", world_size=2, rank=0, group_name=GROUP
-        )
+        where = f"tcp://127.0.0.1:{port}"
+        group = init_custom_process_group("gloo", where, timedelta(seconds=30), 2, 0, group_name=name)
         for value in weights.values():
             torch.distributed.broadcast(value.contiguous(), src=0, group=group)
+        torch.distributed.destroy_process_group(group)
 
-    trainer = threading.Thread(target=train)
+    trainer = threading.Thread(target=train, daemon=True)
     trainer.start()
-    success, message = engine.engine.init_weights_update_group("127.0.0.1", port, 1, 2, GROUP, backend="gloo")
+    success, message = engine.engine.init_weights_update_group("127.0.0.1", port, 1, 2, name, backend="gloo")
     assert success, message
     assert engine.engine.begin_weight_update()[0]
     success, message = engine.engine.update_weights_from_distributed(
         list(weights),
         [str(value.dtype).removeprefix("torch.") for value in weights.values()],
         [list(value.shape) for value in weights.values()],
-        group_name=GROUP,
+        group_name=name,
     )
     assert success, message
     assert engine.engine.end_weight_update()[0]
-    trainer.join()
-    assert engine.engine.destroy_weights_update_group(GROUP)[0]
+    trainer.join(30)
+    assert not trainer.is_alive()
+    assert engine.engine.destroy_weights_update_group(name)[0]
 
 
 @pytest.mark.parametrize("update", [from_disk, from_tensor, from_distributed])
