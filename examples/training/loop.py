@@ -8,7 +8,6 @@ engine's, and the importance ratios are 1 before its step. Without them they are
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 from collections.abc import Iterator, Sequence
@@ -24,9 +23,14 @@ from star_kv_sglang.rl import KeptRecord, answer_logprobs, read_kept
 from star_kv_sglang.tools.rollout.scoring import is_correct
 from star_kv_sglang.tools.rollout.trajectory import Trajectory
 from tinygui.accuracy import MODEL
+from tinygui.language import QuestionMix
 from tinygui.trajectories import branching
 
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 3, "custom_params": {"kv_return_kept": True}}
+
+
+QUESTIONS = QuestionMix(click=0.2, recall=0.8, read=0.0, moved=1.0)
+"""Mostly of what only earlier screens know: a pruned history makes the model doubt."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def train(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[Sample
         (-(sample.reward - mean) * ratios.mean() / len(samples)).backward()
         with torch.no_grad():
             unmasked = (answer_logprobs(*asked, None) - sample.logprobs).exp()
-        worst_masked = max(worst_masked, float((ratios - 1).abs().max()))
+        worst_masked = max(worst_masked, float((ratios.detach() - 1).abs().max()))
         worst_unmasked = max(worst_unmasked, float((unmasked - 1).abs().max()))
     optimizer.step()
     return Step(worst_masked, worst_unmasked, mean)
@@ -107,9 +111,10 @@ def train(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[Sample
 
 def improve(engine: Any, model: Any, processor: Any, *, group: int, turns: int, steps: int) -> Iterator[Step]:
     """Rollouts, a step, the new weights into the engine, and again."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.model.visual.requires_grad_(False)
+    optimizer = torch.optim.SGD((value for value in model.parameters() if value.requires_grad), lr=0.01)
     for seed in range(steps):
-        trajectories = branching(seed, num_branches=group, num_turns=turns, questions_per_turn=1)
+        trajectories = branching(seed, num_branches=group, num_turns=turns, questions_per_turn=1, mix=QUESTIONS)
         yield train(model, optimizer, roll_out(engine, processor, trajectories))
         engine.begin_weight_update()
         # Empties the engine's caches too: what the old weights have computed, and what was kept of it.
@@ -118,28 +123,20 @@ def improve(engine: Any, model: Any, processor: Any, *, group: int, turns: int, 
 
 
 def main() -> None:
-    """Run a few steps and print how far the ratios are from 1."""
-    parser = argparse.ArgumentParser(description="Reinforcement learning on rollouts of a pruning engine.")
-    parser.add_argument("--group", type=int, default=8, help="rollouts of a task")
-    parser.add_argument("--turns", type=int, default=3, help="screens of a rollout")
-    parser.add_argument("--steps", type=int, default=3, help="steps of the trainer")
-    parser.add_argument("--budget", type=float, default=0.2)
-    args = parser.parse_args()
+    """Two steps with groups of 8; print how far the ratios are from 1."""
     if not cpu_mode.is_gpu_present():
         cpu_mode.enable()
     import sglang
 
     options = {"model_path": str(MODEL), "dtype": "float32", "log_level": "error", "max_total_tokens": 12_000}
-    exact = {"enable_precise_embedding_interpolation": True, "kv_policy": "star", "kv_budget": args.budget}
+    exact = {"enable_precise_embedding_interpolation": True, "kv_policy": "star", "kv_budget": 0.1}
     engine = sglang.Engine(**cpu_mode.cpu_engine_kwargs(**options, **exact))
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(MODEL)
     try:
-        for step in improve(engine, model, processor, group=args.group, turns=args.turns, steps=args.steps):
-            print(
-                f"ratios: within {step.worst_masked:.1e} of 1 with the masks, {step.worst_unmasked:.1e} without; "
-                f"reward {step.reward:.2f}"
-            )
+        for step in improve(engine, model, processor, group=8, turns=3, steps=2):
+            ratios = f"{step.worst_masked:.1e} of 1 with the masks, {step.worst_unmasked:.1e} without"
+            print(f"ratios: within {ratios}; reward {step.reward:.2f}", flush=True)
     finally:
         engine.shutdown()
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training.loop import improve
 
 from star_kv_sglang.rl import KeptFormatError, read_kept
 from tests.engine.conversation import Answer, Chat, turn
@@ -32,17 +33,22 @@ NUM_OUTPUT = 5
 @pytest.fixture(scope="module")
 def models(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model, and the same with other weights in both of its towers."""
-    first = checkpoint("qwen2_5_vl")
+    first = checkpoint("tinygui")
     other = tmp_path_factory.mktemp("models") / "other"
     shutil.copytree(first, other)
-    (file,) = other.glob("*.safetensors")
-    factors = {"visual": -1.0, "o_proj": 0.5}
-    weights = {
-        name: value * next((factor for part, factor in factors.items() if part in name), 1.0)
-        for name, value in load_file(file).items()
-    }
-    save_file(weights, file, metadata={"format": "pt"})
+    factors = {"visual": 0.9, "o_proj": 0.7}
+    for file in other.glob("*.safetensors"):
+        weights = {
+            name: value * next((factor for part, factor in factors.items() if part in name), 1.0)
+            for name, value in load_file(file).items()
+        }
+        save_file(weights, file, metadata={"format": "pt"})
     return first, other
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint by name."""
+    return {name: value for file in model.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +83,8 @@ def from_disk(engine: TestEngine, model: Path) -> None:
 
 
 def from_tensor(engine: TestEngine, model: Path) -> None:
-    (file,) = model.glob("*.safetensors")
     assert engine.engine.begin_weight_update()[0]
-    success, message = engine.engine.update_weights_from_tensor(list(load_file(file).items()))
+    success, message = engine.engine.update_weights_from_tensor(list(weights_of(model).items()))
     assert success, message
     assert engine.engine.end_weight_update()[0]
 
@@ -88,8 +93,7 @@ def from_distributed(engine: TestEngine, model: Path) -> None:
     """As a trainer of another process sends them: it is rank 0 of a group with the engine."""
     from sglang.srt.utils import init_custom_process_group
 
-    (file,) = model.glob("*.safetensors")
-    weights = load_file(file)
+    weights = weights_of(model)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -163,7 +167,9 @@ def test_new_weights_in_a_pause(
         running = await engine.queue(chat, 300, **ASKS)
         await asyncio.sleep(0.3)
         await calls.pause_generation(PauseGenerationReqInput(mode="retract"))
-        success, message, *_ = await calls.update_weights_from_disk(UpdateWeightFromDiskReqInput(str(models[1])))
+        success, message, *_ = await calls.update_weights_from_disk(
+            UpdateWeightFromDiskReqInput(model_path=str(models[1]))
+        )
         assert success, message
         await calls.continue_generation(ContinueGenerationReqInput())
         return await running
@@ -196,3 +202,16 @@ def test_a_pause_that_aborts(engine: TestEngine, references: tuple[MaskedReferen
     assert (references[0].recomputed(chat, answer) - torch.tensor(answer.logprobs)).abs().max() < 1e-4
     engine.flush()
     play(engine, references[0])
+
+
+def test_the_loop_of_the_example(engine: TestEngine, models: tuple[Path, Path]) -> None:
+    """Importance ratios are 1 with the masks and not without, before a step of the trainer and behind it."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(models[0], dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(models[0])
+    first, second = improve(engine.engine, model, processor, group=2, turns=3, steps=2)
+    for step in (first, second):
+        assert step.worst_masked < 1e-4
+        assert step.worst_unmasked > 1e-3
+    from_disk(engine, models[0])
