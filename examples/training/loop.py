@@ -1,4 +1,4 @@
-"""Reinforcement learning in one process: groups of rollouts, a step of the trainer, new weights, and again.
+"""Reinforcement learning in one process: weights into the engine, groups of rollouts, a step of the trainer, and again.
 
 ``python -m training.loop`` (from ``examples/``). SGLang serves the shipped model with pruning. All rollouts of a group
 share their first prompt (``n``) and go on with screens of their own, which are pruned turn by turn. The trainer, a
@@ -110,16 +110,19 @@ def train(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[Sample
 
 
 def improve(engine: Any, model: Any, processor: Any, *, group: int, turns: int, steps: int) -> Iterator[Step]:
-    """Rollouts, a step, the new weights into the engine, and again."""
+    """The weights into the engine, rollouts, a step, and again."""
     model.model.visual.requires_grad_(False)
+    with torch.no_grad():
+        # The shipped model is sure of its answers. Smaller logits make it explore.
+        model.model.language_model.norm.weight.mul_(0.3)
     optimizer = torch.optim.SGD((value for value in model.parameters() if value.requires_grad), lr=0.01)
     for seed in range(steps):
-        trajectories = branching(seed, num_branches=group, num_turns=turns, questions_per_turn=1, mix=QUESTIONS)
-        yield train(model, optimizer, roll_out(engine, processor, trajectories))
         engine.begin_weight_update()
         # Empties the engine's caches too: what the old weights have computed, and what was kept of it.
         engine.update_weights_from_tensor([(name, value.detach()) for name, value in model.state_dict().items()])
         engine.end_weight_update()
+        trajectories = branching(seed, num_branches=group, num_turns=turns, questions_per_turn=1, mix=QUESTIONS)
+        yield train(model, optimizer, roll_out(engine, processor, trajectories))
 
 
 def main() -> None:
