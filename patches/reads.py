@@ -54,7 +54,8 @@ READS: tuple[Seam, ...] = (
     *_used(
         "managers.schedule_batch.Req",
         "rid kv lock last_node prefix_len extra_key cache_salt priority sampling_params multimodal_inputs "
-        "customized_info origin_input_ids output_ids full_untruncated_fill_ids get_fill_ids finished cached_tokens",
+        "customized_info origin_input_ids output_ids output_ids_through_stop full_untruncated_fill_ids get_fill_ids "
+        "finished cached_tokens",
         _REQUESTS,
     ),
     *_used("managers.schedule_batch.ReqKvInfo", "req_pool_idx cache_protected_len cache_inserted_len", _REQUESTS),

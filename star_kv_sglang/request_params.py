@@ -17,6 +17,7 @@ from star_kv_sglang.limits import POSITIVE_SHARE
 PREFIX = "kv_"
 CUSTOM = "custom_params"
 SAMPLING = "sampling_params"
+META_INFO = "return_meta_info"
 OPTIONS = "options"
 """Sampling parameters in Ollama's API."""
 IN_OPENAI_BODY = '"custom_params": {"KEY": ...} at the top level of the body'
@@ -32,11 +33,13 @@ class RequestParams:
         share: Others will use the prompt: keep its prefix whole (``kv_share``).
         budget: Share of its private visual tokens that stay, in (0, 1] (``kv_budget``); None for the server's.
         trace: Its prunes are written to ``trace_dir``, where the server has one (``kv_trace``).
+        return_kept: Its answer comes with what each layer kept at each prune that it has seen (``kv_return_kept``).
     """
 
     share: bool = False
     budget: float | None = None
     trace: bool = True
+    return_kept: bool = False
 
     @classmethod
     def of(cls, custom_params: Any) -> RequestParams:
@@ -57,6 +60,7 @@ class RequestParams:
             share=given.get("kv_share", cls.share),
             budget=None if budget is None else float(budget),
             trace=given.get("kv_trace", cls.trace),
+            return_kept=given.get("kv_return_kept", cls.return_kept),
         )
 
 
@@ -77,13 +81,19 @@ def check_openai_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
         known: Keys that SGLang itself knows at its top level.
 
     Raises:
-        ConfigError: A value is wrong, a key is unknown, or in a place where nobody reads it.
+        ConfigError: A value is wrong, a key is unknown, or in a place where nobody reads it; or what is asked for has
+            no place in the answer.
     """
     sampling = _mapping(body.get(SAMPLING))
     _refuse_misplaced(set(_ours(body)) - set(known), "at the top level", IN_OPENAI_BODY)
     _refuse_misplaced(_ours(sampling), f'in "{SAMPLING}"', IN_OPENAI_BODY)
     _refuse_misplaced(_ours(_mapping(sampling.get(CUSTOM))), f'in "{CUSTOM}" of "{SAMPLING}"', IN_OPENAI_BODY)
-    RequestParams.of(body.get(CUSTOM))
+    params = RequestParams.of(body.get(CUSTOM))
+    if params.return_kept and not (META_INFO in known and body.get(META_INFO)):
+        raise ConfigError(
+            f'kv_return_kept needs a place in the answer: add "{META_INFO}": true to a body of /v1/chat/completions '
+            "that is not streamed, or ask /generate, which streams it too"
+        )
 
 
 def check_native_body(body: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -179,5 +189,6 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"{POSITIVE_SHARE}: the share of the private screenshot tokens that stay; leave it out for the server's",
     ),
     "kv_trace": (_is_bool, "true or false: whether what is pruned of this prompt is written to trace_dir"),
+    "kv_return_kept": (_is_bool, "true or false: whether the answer comes with what each layer kept of its prompt"),
 }
 _EXAMPLES = '"kv_share": true, "kv_budget": 0.1'

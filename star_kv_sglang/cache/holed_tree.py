@@ -30,10 +30,14 @@ class HoledTree(RadixCache):
 
     Attributes:
         sharing: Who uses what of the tree.
+        keeps_histories: A request has asked for what its prompts keep: some nodes remember it.
+        prune_time: Prunes of such nodes so far.
     """
 
     def __init__(self, params: CacheInitParams, ledger: SegmentLedger | None = None) -> None:
         self._extras: dict[TreeNode, NodeExtra] = {}
+        self.keeps_histories = False
+        self.prune_time = 0
         self.ledger = ledger
         self.sharing = Sharing(self._extras, page_size=params.page_size, ledger=ledger)
         super().__init__(params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from star_kv_sglang.cache.history import Marks, SegmentHistory
 from star_kv_sglang.cache.segments import Segment
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class NodeExtra:
         shared: More than one branch can use it.
         num_cuts: Times that segments of it were pruned without a query.
         state: Trajectory state of the prompt that ends here.
+        computed: When its tokens were computed; empty where nobody has told.
+        keeps_history: What its segments keep from now on is remembered: a request asked for it (``kv_return_kept``).
+        histories: Of segments that were never pruned without it, by their first position.
     """
 
     start: int
@@ -50,6 +54,9 @@ class NodeExtra:
     shared: bool = False
     num_cuts: int = 0
     state: TrajectoryState | None = None
+    computed: Marks = ()
+    keeps_history: bool = False
+    histories: dict[int, SegmentHistory] = field(default_factory=dict)
 
     @property
     def num_users(self) -> int:
@@ -81,6 +88,8 @@ class NodeExtra:
             used=self.used,
             shared=self.shared,
             num_cuts=self.num_cuts,
+            computed=self.computed,
+            keeps_history=self.keeps_history,
         )
         lower: list[Segment] = []
         for segment in self.segments:
@@ -90,6 +99,9 @@ class NodeExtra:
             if after is not None:
                 lower.append(after)
         upper.num_holes = sum(segment.num_holes for segment in upper.segments)
+        # A pruned segment is never split, and no other has a history.
+        upper.histories = {start: history for start, history in self.histories.items() if start < position}
+        self.histories = {start: history for start, history in self.histories.items() if start >= position}
         self.start = position
         self.segments = lower
         self.num_holes -= upper.num_holes

@@ -14,6 +14,7 @@ from star_kv_sglang.cache.radix_cache import KeptTokens, StarRadixCache, Stored
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.faults import committing
+from star_kv_sglang.engine.kept import remember
 from star_kv_sglang.triton_ops.pools import PoolTable
 
 if TYPE_CHECKING:
@@ -106,10 +107,14 @@ def prune_targets(
         slots.device, non_blocking=True
     )
     table = pools.table
+    remembered = remember(tree, targets, kept)
     # From here on tokens move: whatever fails leaves some where nobody looks for them.
     with committing():
         ops.compact(table, slots, ranges, quotas, kept)
-        return tree.punch_all([(target.node, target.segment, target.num_keep) for target in targets])
+        freed = tree.punch_all([(target.node, target.segment, target.num_keep) for target in targets])
+        if remembered is not None:
+            remembered()
+    return freed
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
 from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.introspection import Introspection
+from star_kv_sglang.engine.kept import note_stored
 from star_kv_sglang.engine.plan import BatchPlan
 from star_kv_sglang.engine.pruning import Pruning
 from star_kv_sglang.engine.records import Requests
@@ -33,6 +34,7 @@ class PolicyEngine(CacheListener):
     """
 
     def __init__(self, context: EngineContext, scheduler: Scheduler) -> None:
+        self._context = context
         self._prunes = context.config.prunes
         self._has_token_budget = context.config.token_budget is not None
         self._scores_once = context.policy.scores_once
@@ -43,7 +45,7 @@ class PolicyEngine(CacheListener):
         self._telemetry = Telemetry(context, scheduler)
         self._scoring = Scoring(context, self._requests, self._sharing)
         self._pruning = Pruning(context, self._requests, self._sharing, self._telemetry)
-        self._memory = TreeMemory(context, self._sharing)
+        self._memory = TreeMemory(context, self._requests, self._sharing)
         self._introspection = Introspection(context)
         self._waits = False
         """A prompt of the batch whose results come in was scored: no forward is in flight until the next one begins."""
@@ -88,6 +90,12 @@ class PolicyEngine(CacheListener):
     def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
         """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
         self._label(tree, stored)
+        record = self._requests.of(stored.req)
+        asks = record.params.return_kept
+        if self._prunes:
+            note_stored(tree, stored.path, record.computed, asks=asks)
+            if not record.running:
+                record.computed.stored(tree, stored.path, ends_prompt=stored.ends_prompt, asks=asks)
         if not stored.ends_prompt:
             return
         self._waits |= self._pruning.prune(stored)
@@ -96,6 +104,8 @@ class PolicyEngine(CacheListener):
             # batch's last prompt may be one that was left whole.
             self._memory.hold_budget(self._requests.running())
         self._telemetry.tell(stored)
+        if asks and not stored.has_row:
+            self._telemetry.tell_kept(stored, record)
         self._telemetry.publish()
 
     def _label(self, tree: StarRadixCache, stored: Stored) -> None:
@@ -119,6 +129,13 @@ class PolicyEngine(CacheListener):
 
     def on_released(self, req: Req) -> None:
         """A request has ended, or was put back into the queue."""
+        record = self._requests.known(req)
+        if record is not None:
+            if self._prunes and not req.finished():
+                path = self._context.tree.path(req.last_node) if record.params.return_kept else ()
+                record.computed.put_back(self._context.tree, path, req)
+            elif record.params.return_kept and req.finished():
+                self._telemetry.tell_nothing_kept(req)
         self._requests.release(req)
         self._sharing.released()
         self._memory.hold_budget(())

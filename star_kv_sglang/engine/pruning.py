@@ -125,6 +125,7 @@ class Pruning:
             pruned = prune_path(self._tree, stored, kept, parts.pools, parts.ops, private_from=private_from)
         counters.num_skipped_segments += pruned.num_skipped
         if pruned.num_freed:
+            record.computed.pruned(stored.req, self._tree.prune_time)
             if stored.has_row:
                 self._context.rows.add(stored.req.kv.req_pool_idx, pruned.num_freed)
             counters.num_prunes += 1

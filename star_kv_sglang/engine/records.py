@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from star_kv_sglang.engine.choice import Choice
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.frames import frames_of_request
 from star_kv_sglang.engine.host_copy import HostCopy
+from star_kv_sglang.engine.kept import Computed
 from star_kv_sglang.engine.ranges import profiled
 from star_kv_sglang.request_params import RequestParams
 
@@ -57,6 +58,7 @@ class RequestRecord:
         scored: What its prune will do; None before it is scored and behind its prune.
         left_whole: The state that its prompt leaves behind although there was no memory to score it: its screenshots
             have been shown, so that the next turn's is the only new one. None where it was scored.
+        computed: When its tokens were computed.
     """
 
     frames: tuple[Frame, ...]
@@ -68,6 +70,7 @@ class RequestRecord:
     has_continued: bool = False
     scored: ScoredPrompt | None = None
     left_whole: TrajectoryState | None = None
+    computed: Computed = field(default_factory=Computed)
 
 
 class Requests:
@@ -98,6 +101,10 @@ class Requests:
                 record.knows_frames = True
             self._records[req] = record
         return record
+
+    def known(self, req: Req) -> RequestRecord | None:
+        """The record of a request that was asked for before."""
+        return self._records.get(req)
 
     def in_flight(self) -> Iterator[Req]:
         """Requests whose prompt is being computed."""

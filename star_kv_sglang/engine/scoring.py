@@ -73,11 +73,15 @@ class Scoring:
         # with the step before, and its newest token is not known yet.
         rows, ends = batch.req_pool_indices_cpu.tolist(), batch.seq_lens_cpu.tolist()
         paths: dict[Req, list[TreeNode]] = {}
-        for req, row in zip(batch.reqs, rows, strict=True):
+        for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):
             if req not in decoding:
-                self._sharing.scheduled(req).placed_from = None
+                record = self._sharing.scheduled(req)
+                record.placed_from = None
+                record.computed.begins(end - length, end, self._tree.prune_time)
                 paths[req] = self._tree.path(req.last_node)
                 self._rows.tell(row, self._tree.num_holes(paths[req]))
+            else:
+                self._requests.of(req).computed.end = end
         plans: list[RequestPlan] = []
         with self._faults.guard("planning a prefill", "its prompts stay unpruned"):
             for req, row, end, length in zip(batch.reqs, rows, ends, batch.extend_lens, strict=True):

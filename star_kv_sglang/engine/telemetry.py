@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.ranges import measure_with
 from star_kv_sglang.engine.stats import KeptByAge, RequestUse, report, tree_sizes
 from star_kv_sglang.engine.trace import PruneTrace
+from star_kv_sglang.kept_format import KEPT, incomplete
 from star_kv_sglang.metrics.clock import StageClock
 from star_kv_sglang.metrics.publisher import Publisher
 
 if TYPE_CHECKING:
     import torch
+    from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.managers.scheduler import Scheduler
 
     from star_kv_sglang.cache.segments import Segment
@@ -26,6 +28,18 @@ if TYPE_CHECKING:
 
 META_INFO = "star_kv"
 """Key of a response's ``meta_info``."""
+
+
+def _tell_last(req: Req, kept: Mapping[str, Any]) -> None:
+    """Give the record to the answer's last token: a stream sends it with its last chunk."""
+    length = len(req.output_ids_through_stop)
+    if not length:
+        return
+    if req.customized_info is None:
+        req.customized_info = {}
+    entries = req.customized_info.setdefault(META_INFO, [])
+    entries += [None] * (length - len(entries))
+    entries[length - 1] = {**(entries[length - 1] or {}), KEPT: kept}
 
 
 class Telemetry:
@@ -41,6 +55,8 @@ class Telemetry:
         self._counters = counters
         self._tree = context.tree
         self._faults = context.faults
+        self._pools = context.parts.pools
+        self._prunes = context.config.prunes
         self._kept = KeptByAge()
         self._trace = PruneTrace(trace_dir) if trace_dir else None
         self._publisher: Publisher | None = None
@@ -94,6 +110,25 @@ class Telemetry:
             use = RequestUse.of(self._tree, stored.path, len(req.origin_input_ids))
             # One entry for each output token: this one comes with the first.
             req.customized_info[META_INFO] = [asdict(use)]
+
+    def tell_kept(self, stored: Stored, record: RequestRecord) -> None:
+        """Tell the response of a request that has ended what its answer could attend to."""
+        with self._faults.guard("telling a response what each layer kept", "it lacks it"):
+            req, side = stored.req, self._pools.side
+            sizes = {
+                "num_layers": len(self._pools.keys),
+                "num_units": side.frame_offsets.shape[0],
+                "prompt_len": len(req.origin_input_ids),
+                "length": len(req.origin_input_ids) + len(req.output_ids_through_stop),
+            }
+            _tell_last(req, record.computed.record(self._tree, stored.path, prunes=self._prunes, **sizes))
+
+    def tell_nothing_kept(self, req: Req) -> None:
+        """Tell the response of a request that ended without being stored, where it was told nothing else."""
+        with self._faults.guard("telling a response what each layer kept", "it lacks it"):
+            told = (req.customized_info or {}).get(META_INFO) or [{}]
+            if KEPT not in (told[-1] or {}):
+                _tell_last(req, incomplete("its answer was not stored: it was aborted, or is kept out of the cache"))
 
     def write_trace(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from star_kv_sglang.cache.cut_log import because
 from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.records import Requests
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.engine.tree_budget import Cut, TreeBudget, TreeRules
 from star_kv_sglang.introspection.protocol import SHORT_POOL, TOKEN_BUDGET
@@ -27,10 +28,11 @@ class TreeMemory:
 
     Args:
         context: What the engine's parts share.
+        requests: Those that run are told that they see less.
         sharing: Which requests wait.
     """
 
-    def __init__(self, context: EngineContext, sharing: PromptSharing) -> None:
+    def __init__(self, context: EngineContext, requests: Requests, sharing: PromptSharing) -> None:
         config, parts = context.config, context.parts
         rules = TreeRules(
             config.frame_floor, config.branch_floor, config.recency_weight, current_last=config.current_last
@@ -38,6 +40,7 @@ class TreeMemory:
         self._budget = TreeBudget(context.tree, parts.pools, parts.ops, rules) if config.prunes_again else None
         self._config = config
         self._tree = context.tree
+        self._requests = requests
         self._sharing = sharing
         self._rows = context.rows
         self._counters = context.counters
@@ -62,6 +65,7 @@ class TreeMemory:
             cut = self._budget.reduce_private(target, running=running, waiting=self._sharing.waiting())
         for req, num_holes in cut.holes:
             self._rows.add(req.kv.req_pool_idx, num_holes)
+            self._requests.of(req).computed.pruned(req, self._tree.prune_time)
         counters.num_budget_steps += 1
         counters.num_pruned_tokens += cut.num_freed
         if sharing.private_size > limit:

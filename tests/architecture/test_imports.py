@@ -20,16 +20,18 @@ ALLOWED: dict[str, set[str]] = {
     "limits": set(),
     "request_params": {"limits"},
     "introspection": set(),
+    # what a server tells a trainer
+    "kept_format": set(),
     "config": {"limits", "policies", "introspection"},
     "flags": {"config", "limits", "introspection"},
     "server_args": {"config", "flags", "compat", "limits", "images", "introspection"},
     # inside SGLang's processes
-    "cache": {"algorithm", "triton_ops", "config", "introspection"},
+    "cache": {"algorithm", "triton_ops", "config", "introspection", "kept_format"},
     "metrics": set(),
     "images": set(),
     "engine": {
         *("algorithm", "triton_ops", "request_params", "config"),
-        *("cache", "policies", "metrics", "introspection"),
+        *("cache", "policies", "metrics", "introspection", "kept_format"),
     },
     "attention": {"triton_ops", "config", "cache", "engine"},
     # the way into SGLang
@@ -41,6 +43,8 @@ ALLOWED: dict[str, set[str]] = {
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
     # a client of a server, in a program of SGLang's frontend language
     "frontend": {"patches"},
+    # a trainer, beside no SGLang: torch and transformers
+    "rl": {"kept_format"},
     # beside SGLang: what starts it
     "cpu_mode": set(),
     "cli": {"cpu_mode", "compat", "config", "flags", "patches"},

@@ -22,6 +22,7 @@ import pytest
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.cpu_mode.quiet import LOG_LINES, WARNINGS
+from star_kv_sglang.rl import read_kept
 from star_kv_sglang.tools.rollout.scoring import is_correct
 from star_kv_sglang.tools.rollout.server import serving
 from tests.architecture.imports import ROOT
@@ -271,6 +272,31 @@ def test_endpoints_that_carry_no_wishes_say_so(
         assert not_refused([ask(client, stream=stream, kv_budgt=0.1)], ["did you mean kv_budget?"]) == []
     answer = ask(client, custom_params={"of_another_plugin": "x"})
     assert answer.status_code == 200, answer.text
+
+
+def test_what_was_kept_comes_with_the_answer(client: httpx.Client) -> None:
+    (shown,) = generate_trajectory(92_000, num_turns=1, questions_per_turn=1).turns
+    content = [_text(shown.step), _screen(shown.image_png), _text(shown.questions[0].text)]
+    asks: dict[str, Any] = {"custom_params": {"kv_return_kept": True}}
+    given = {"messages": [{"role": "user", "content": content}], "max_tokens": 3, **asks}
+    (choice,) = chat(client, return_meta_info=True, **given).json()["choices"]
+    record = read_kept(choice["meta_info"])
+    assert record.prunes and record.length == choice["meta_info"]["prompt_tokens"] + 3
+    streamed = generate(client, stream=True, sampling_params=asks).text
+    chunks = [line.removeprefix("data: ") for line in streamed.splitlines() if line.startswith("data: {")]
+    assert read_kept(json.loads(chunks[-1])["meta_info"]).prunes == ()
+    wrong = {"kv_return_kept": "yes"}
+    for stream in (False, True):
+        refused = [
+            generate(client, stream=stream, sampling_params={"custom_params": wrong}),
+            chat(client, stream=stream, custom_params=wrong),
+            complete(client, stream=stream, custom_params=wrong),
+        ]
+        assert not_refused(refused, ["kv_return_kept 'yes'", "true or false"]) == []
+    # No place in the answer: a completion has none, nor has a chat that does not ask for it, or is streamed.
+    refused = [chat(client, **asks), chat(client, stream=True, **asks), complete(client, **asks)]
+    assert not_refused(refused, ['"return_meta_info": true', "/generate"]) == []
+    assert not_refused([chat(client, stream=True, return_meta_info=True, **asks)], ["stream"]) == []
 
 
 def test_right_values_go_through(client: httpx.Client) -> None:

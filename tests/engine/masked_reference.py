@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from star_kv_sglang.rl import KeptRecord, PruneMask, answer_logprobs, read_kept, token_logprobs
+from star_kv_sglang.rl.masks import attention_modules
 from tests.engine.conversation import Answer, Chat
 
 
@@ -83,43 +85,35 @@ class MaskedReference:
             drops: What was hidden, and from where on; all of this conversation.
         """
         inputs = self._inputs(chat)
-        answer = torch.tensor([list(output_ids)], dtype=torch.long)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
-        for name in ("attention_mask", "mm_token_type_ids"):
-            fill = torch.full_like(answer, int(name == "attention_mask"))
-            inputs[name] = torch.cat([inputs[name], fill], dim=1)
-        layers = self._model.model.language_model.layers
-        length = inputs["input_ids"].shape[1]
-        hooks = [
-            layer.self_attn.register_forward_pre_hook(
-                _use_mask(visible(index, length, drops, len(layers), layer.self_attn.config.num_attention_heads)),
-                with_kwargs=True,
-            )
-            for index, layer in enumerate(layers)
-        ]
-        try:
-            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits[0]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return logits.float().log_softmax(-1)
+        prompt_len = inputs["input_ids"].shape[1]
+        record = record_of(drops, self.num_layers, prompt_len, prompt_len + len(output_ids))
+        return token_logprobs(self._model, inputs, output_ids, record)
+
+    @torch.inference_mode()
+    def recomputed(self, chat: Chat, answer: Answer, *, masked: bool = True) -> torch.Tensor:
+        """A trainer's log-probabilities of an answer that came with its record, float32 [num_output]."""
+        record = read_kept(answer.meta) if masked else None
+        return answer_logprobs(self._model, self._inputs(chat), answer.token_ids, record)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model."""
+        return len(attention_modules(self._model))
 
     def _inputs(self, chat: Chat) -> dict[str, Any]:
         images = list(chat.images) or None
         return dict(self._processor(text=[chat.text], images=images, return_tensors="pt"))
 
 
-def visible(layer: int, length: int, drops: Sequence[Drop], num_layers: int, num_heads: int) -> torch.Tensor:
-    """Additive mask of one layer: 0 where a head's query (row) sees a key (column), float32 [H, length, length]."""
-    sees = torch.ones(num_heads, length, length, dtype=torch.bool).tril()
+def record_of(drops: Sequence[Drop], num_layers: int, prompt_len: int, length: int) -> KeptRecord:
+    """What traces tell, as a server would return it."""
+    prunes, units = [], 1
     for drop in drops:
+        kept = np.zeros((len(drop.kept), drop.end - drop.start), np.bool_)
+        np.put_along_axis(kept, drop.kept.numpy() - drop.start, True, axis=1)
         units = len(drop.kept) // num_layers
-        for head in range(num_heads):
-            hidden = torch.zeros(length, dtype=torch.bool)
-            hidden[drop.start : drop.end] = True
-            hidden[drop.kept[layer * units + head * units // num_heads]] = False
-            sees[head, drop.after :] &= ~hidden
-    return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+        prunes.append(PruneMask(drop.start, drop.end, drop.after, kept.reshape(num_layers, units, -1)))
+    return KeptRecord(num_layers, units, prompt_len, length, tuple(prunes))
 
 
 def worst_difference(answer: Answer, want: torch.Tensor, prompt_ids: list[int]) -> float:
@@ -137,11 +131,3 @@ def worst_difference(answer: Answer, want: torch.Tensor, prompt_ids: list[int]) 
             expected.append(float(want[position - 1, token]))
     assert len(got) > len(answer.token_ids) + 5
     return float((torch.tensor(got) - torch.tensor(expected)).abs().max())
-
-
-def _use_mask(mask: torch.Tensor) -> Any:
-    def replace_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        del module
-        return args, {**kwargs, "attention_mask": mask[None]}
-
-    return replace_mask

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from star_kv_sglang.rl import read_kept
 from tests.engine.conversation import Answer, Chat, question, screenshot
 from tests.engine.harness import running_engine
 from tests.engine.masked_reference import Drop, MaskedReference, read_drops, worst_difference
@@ -85,13 +87,22 @@ def played(
         hit = 0
         for turn in range(NUM_TURNS):
             chat = chat.ask(question(turn), case.chat_image(turn))
-            answer = engine.answer(chat, case.num_output, logprob_from=hit, rid=f"turn{turn}")
+            answer = engine.answer(
+                chat, case.num_output, logprob_from=hit, rid=f"turn{turn}", custom_params={"kv_return_kept": True}
+            )
             assert answer.cached == hit
             turns.append(Turn(chat, answer))
             hit = answer.num_stored
             chat = chat.reply(answer.text)
         assert engine.stats()["num_skipped_segments"] == 0
     return case, turns, read_drops(trace)
+
+
+def traced(drop: Drop) -> tuple[int, int, int, bytes]:
+    """What a trace tells of a prune, in terms of what is returned."""
+    kept = np.zeros((len(drop.kept), drop.end - drop.start), np.bool_)
+    np.put_along_axis(kept, drop.kept.numpy() - drop.start, True, axis=1)
+    return drop.start, drop.end, drop.after, kept.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +142,23 @@ def test_equals_a_forward_with_masks(
     first = turn.answer.prompt_len - 1
     assert want[first:-1].argmax(-1).tolist() == list(turn.answer.token_ids)
     assert worst_difference(turn.answer, want, reference.prompt_ids(turn.chat)) < TOLERANCE
+
+
+@pytest.mark.parametrize("number", range(NUM_TURNS), ids=lambda number: f"turn{number + 1}")
+def test_a_trainer_computes_the_log_probabilities_with_what_was_returned(
+    played: tuple[Case, list[Turn], list[Drop]], reference: MaskedReference, number: int
+) -> None:
+    _, turns, drops = played
+    turn = turns[number]
+    answer = turn.answer
+    returned = read_kept(answer.meta)
+    seen = [drop for drop in drops if drop.after < returned.length - 1]
+    assert {traced(drop) for drop in seen} == {
+        (prune.start, prune.end, prune.after, prune.kept.tobytes()) for prune in returned.prunes
+    }
+    assert (returned.prompt_len, returned.length) == (answer.prompt_len, answer.prompt_len + len(answer.token_ids))
+    logprobs = torch.tensor(answer.logprobs)
+    assert (reference.recomputed(turn.chat, answer) - logprobs).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("number", range(NUM_TURNS), ids=lambda number: f"turn{number + 1}")

@@ -28,7 +28,8 @@ OPENAI_FIELDS = {"model", "messages", "custom_params"}
         ({"kv_share": True}, RequestParams(share=True)),
         ({"kv_share": False, "kv_budget": 1}, RequestParams(budget=1.0)),
         ({"kv_budget": 0.1, "kv_trace": False}, RequestParams(budget=0.1, trace=False)),
-        ({"kv_share": None, "kv_budget": None, "kv_trace": None}, RequestParams()),
+        ({"kv_share": None, "kv_budget": None, "kv_trace": None, "kv_return_kept": None}, RequestParams()),
+        ({"kv_return_kept": True}, RequestParams(return_kept=True)),
         ({"thinking_budget": 7, "kvx": "no", 3: 4, "__req__": object()}, RequestParams()),
     ],
 )
@@ -42,6 +43,7 @@ def test_right_values(given: Any, expected: RequestParams) -> None:
         ({"kv_share": "no"}, ["kv_share 'no'", "true or false"]),
         ({"kv_share": 1}, ["kv_share 1", "true or false"]),
         ({"kv_trace": 0}, ["kv_trace 0", "true or false"]),
+        ({"kv_return_kept": 1}, ["kv_return_kept 1", "true or false"]),
         ({"kv_budget": 7}, ["kv_budget 7 ", "(0, 1]", "leave it out"]),
         ({"kv_budget": "abc"}, ["kv_budget 'abc'", "(0, 1]"]),
         ({"kv_budget": True}, ["kv_budget True", "(0, 1]"]),
@@ -73,6 +75,9 @@ def test_what_resembles_nothing_has_no_suggestion() -> None:
         ({"sampling_params": {"kv_share": True}}, ['kv_share in "sampling_params"', '"custom_params": {"kv_share"']),
         ({"sampling_params": {"custom_params": {"kv_share": True}}}, ['"custom_params" of "sampling_params"']),
         ({"custom_params": {"kv_share": "no"}}, ["kv_share 'no'"]),
+        ({"custom_params": {"kv_return_kept": "yes"}}, ["kv_return_kept 'yes'"]),
+        ({"custom_params": {"kv_return_kept": True}}, ['"return_meta_info": true', "/generate"]),
+        ({"custom_params": {"kv_return_kept": True}, "return_meta_info": False}, ['"return_meta_info": true']),
     ],
 )
 def test_wrong_places_in_a_body_of_openai(body: dict[str, Any], parts: list[str]) -> None:
@@ -169,5 +174,9 @@ def test_an_openai_call_by_grpc_is_checked_too(serving_key: str, body: bytes, pr
 def test_right_places() -> None:
     wishes = {"kv_share": True, "kv_budget": 0.5, "kv_trace": False}
     check_openai_body({"model": "m", "custom_params": wishes}, OPENAI_FIELDS)
+    returned = {"custom_params": {"kv_return_kept": True}, "return_meta_info": True}
+    check_openai_body(returned, {*OPENAI_FIELDS, "return_meta_info"})
+    with pytest.raises(ConfigError, match="needs a place in the answer"):
+        check_openai_body(returned, {"custom_params"})
     for sampling in ({"custom_params": wishes}, [{"custom_params": wishes}, {}, {"custom_params": None}], None):
         check_native_body({"text": "t", "kv_hints": {}, "sampling_params": sampling}, NATIVE_FIELDS)
