@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Answer:
         prompt_len: Tokens of the prompt.
         reason: Why it ended: ``{"type": "length"}`` and so on.
         retractions: How often the scheduler put it back.
+        meta: All that the engine says of it.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Answer:
     prompt_len: int
     reason: Mapping[str, Any]
     retractions: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_stored(self) -> int:
@@ -75,6 +77,7 @@ class Answer:
             prompt_len=meta.get("prompt_tokens", 0),
             reason=meta["finish_reason"],
             retractions=meta.get("num_retractions") or 0,
+            meta=meta,
         )
 
 
