@@ -15,9 +15,12 @@ from star_kv_sglang.policies import REFUSED, policy_keys, policy_names, policy_p
 from star_kv_sglang.policies.base.params import PolicyParams
 
 FULL = "full"
+WINDOW = "window"
+"""The policy that prunes nothing but what lies outside of a window over the screenshots."""
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
 DEFAULT_BUDGET = 0.2
+IMAGE_WINDOW_MEANING = "the newest screenshots of a branch that its window holds; leave it out to hold all"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class PolicyConfig:
             in which it was silent, 0 or more.
         pinned_share: Most of the pool that all prefixes which requests ask to keep whole may hold together, in [0, 1].
         shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
+        image_window: How many of a branch's newest screenshots its window holds, or None for all; private ones before
+            them keep ``window_rest``.
+        window_rest: Share of a private screenshot outside of the window that stays, in [0, 1).
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
         introspection: What the server shows of its tree: "off", "tree", or "content", with what clients sent.
     """
@@ -54,6 +60,8 @@ class PolicyConfig:
     recency_weight: float = limited(0.0, NOT_NEGATIVE)
     pinned_share: float = limited(0.25, SHARE)
     shrink_before_evict: bool = True
+    image_window: int | None = None
+    window_rest: float = limited(0.0, SHARE_BELOW_ONE)
     trace_dir: str | None = None
     introspection: str = OFF
 
@@ -79,6 +87,8 @@ class PolicyConfig:
                 self.token_budget,
                 "the tokens that the private nodes of all branches may hold together",
             )
+        if self.image_window is not None:
+            yield from COUNT.problems("--kv-image-window", self.image_window, IMAGE_WINDOW_MEANING)
         yield from field_problems(self)
         if self.frame_split is not None and self.frame_split not in SPLITS:
             yield f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}"
@@ -99,12 +109,17 @@ class PolicyConfig:
     @property
     def prunes(self) -> bool:
         """Whether this configuration ever frees a token; with budget 1.0 nothing is observed and nothing changes."""
-        return self.active and (self.budget < 1 or self.token_budget is not None)
+        if not self.active:
+            return False
+        # With the policy of the window a request may ask for one of its own.
+        has_window = self.image_window is not None or self.policy == WINDOW
+        return has_window or self.budget < 1 or self.token_budget is not None
 
     @property
     def prunes_again(self) -> bool:
         """Whether what was pruned once may be pruned again without a query."""
-        return self.prunes and (self.token_budget is not None or self.shrink_before_evict)
+        shrinks = self.shrink_before_evict and self.policy != WINDOW
+        return self.prunes and (self.token_budget is not None or shrinks)
 
     @classmethod
     def from_flags(
@@ -115,6 +130,7 @@ class PolicyConfig:
         token_budget: int | None,
         observation_window: int | None,
         policy_config: str | None,
+        image_window: int | None = None,
         introspection: str = OFF,
     ) -> PolicyConfig:
         """Build the configuration from the command line's values.
@@ -122,9 +138,8 @@ class PolicyConfig:
         Raises:
             ConfigError: A value is out of range, unknown, or contradicts another.
         """
-        _refuse_contradictions(
-            policy, budget, token_budget, (observation_window, policy_config), introspection=introspection
-        )
+        others = (observation_window, policy_config, image_window)
+        _refuse_contradictions(policy, budget, token_budget, others, introspection=introspection)
         extra = dict(read_mapping(policy_config)) if policy_config is not None else {}
         if observation_window is not None:
             if "observation_window" in extra:
@@ -133,7 +148,7 @@ class PolicyConfig:
                 )
             extra["observation_window"] = observation_window
         shared = {name: extra.pop(name) for name in SHARED_KEYS if name in extra}
-        clash = sorted({"budget", "token_budget"} & set(extra))
+        clash = sorted({"budget", "token_budget", "image_window"} & set(extra))
         if clash:
             raise ConfigError(f"--kv-policy-config must not hold {', '.join(clash)}: use the flag of that name")
         params, problems = None, []
@@ -145,8 +160,9 @@ class PolicyConfig:
         try:
             made = cls(
                 policy=policy,
-                budget=_default_budget(token_budget) if budget is None else budget,
+                budget=_default_budget(policy, token_budget) if budget is None else budget,
                 token_budget=token_budget,
+                image_window=image_window,
                 params=params,
                 introspection=introspection,
                 **shared,
@@ -160,7 +176,8 @@ class PolicyConfig:
 
 SHARED_KEYS = tuple(
     sorted(
-        {field.name for field in fields(PolicyConfig)} - {"policy", "budget", "token_budget", "params", "introspection"}
+        {field.name for field in fields(PolicyConfig)}
+        - {"policy", "budget", "token_budget", "image_window", "params", "introspection"}
     )
 )
 """What ``--kv-policy-config`` takes with every policy."""
@@ -173,8 +190,8 @@ def _refuse_contradictions(
         raise ConfigError("--kv-budget and --kv-token-budget are two ways to bound the same memory: give one of them")
     if policy == FULL and any(value is not None for value in (budget, token_budget, *others)):
         raise ConfigError(
-            "--kv-budget, --kv-token-budget, --kv-observation-window and --kv-policy-config need a policy that "
-            "prunes; add --kv-policy star or drop them"
+            "--kv-budget, --kv-token-budget, --kv-image-window, --kv-observation-window and --kv-policy-config need a "
+            "policy that prunes; add --kv-policy star or drop them"
         )
     if policy == FULL and introspection != OFF:
         raise ConfigError(
@@ -183,8 +200,8 @@ def _refuse_contradictions(
         )
 
 
-def _default_budget(token_budget: int | None) -> float:
-    return DEFAULT_BUDGET if token_budget is None else 1.0
+def _default_budget(policy: str, token_budget: int | None) -> float:
+    return DEFAULT_BUDGET if token_budget is None and policy != WINDOW else 1.0
 
 
 def _own_params(policy: str, values: Mapping[str, Any]) -> PolicyParams:

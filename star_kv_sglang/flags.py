@@ -60,6 +60,14 @@ FLAGS: Final = (
         "Most tokens that the private nodes of all branches may hold together; instead of --kv-budget.",
     ),
     Flag(
+        "kv_image_window",
+        int,
+        "a whole number, 1 or more",
+        "SCREENSHOTS",
+        "How many of a branch's newest screenshots keep what the policy says; private ones before them keep no token, "
+        "and the prefix stays. Default: all of them.",
+    ),
+    Flag(
         "kv_observation_window",
         int,
         "a whole number, 1 or more",
@@ -115,6 +123,7 @@ def config_of(given: Mapping[str, str]) -> PolicyConfig:
         budget=values.get("kv_budget"),
         token_budget=values.get("kv_token_budget"),
         observation_window=values.get("kv_observation_window"),
+        image_window=values.get("kv_image_window"),
         policy_config=values.get("kv_policy_config"),
         introspection=values.get("kv_introspection", OFF),
     )

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from star_kv_sglang.errors import ConfigError
-from star_kv_sglang.limits import POSITIVE_SHARE
+from star_kv_sglang.limits import COUNT, POSITIVE_SHARE, SHARE_BELOW_ONE
 
 PREFIX = "kv_"
 CUSTOM = "custom_params"
@@ -32,12 +32,18 @@ class RequestParams:
     Attributes:
         share: Others will use the prompt: keep its prefix whole (``kv_share``).
         budget: Share of its private visual tokens that stay, in (0, 1] (``kv_budget``); None for the server's.
+        image_window: How many of its branch's newest screenshots keep what the policy says (``kv_image_window``); None
+            for the server's.
+        window_rest: Share of a private screenshot before them that stays, in [0, 1) (``kv_window_rest``); None for the
+            server's.
         trace: Its prunes are written to ``trace_dir``, where the server has one (``kv_trace``).
         return_kept: Its answer comes with what each layer kept at each prune that it has seen (``kv_return_kept``).
     """
 
     share: bool = False
     budget: float | None = None
+    image_window: int | None = None
+    window_rest: float | None = None
     trace: bool = True
     return_kept: bool = False
 
@@ -55,21 +61,32 @@ class RequestParams:
         given = _ours(custom_params)
         for key, value in given.items():
             _check(key, value)
-        budget = given.get("kv_budget")
         return cls(
             share=given.get("kv_share", cls.share),
-            budget=None if budget is None else float(budget),
+            budget=_share(given.get("kv_budget")),
+            image_window=given.get("kv_image_window"),
+            window_rest=_share(given.get("kv_window_rest")),
             trace=given.get("kv_trace", cls.trace),
             return_kept=given.get("kv_return_kept", cls.return_kept),
         )
 
 
-def problem_of(custom_params: Any) -> str | None:
-    """What is wrong with a request's ``custom_params``, for its client; None where nothing is."""
+def problem_of(custom_params: Any, *, prunes: bool = True) -> str | None:
+    """What is wrong with a request's ``custom_params``, for its client; None where nothing is.
+
+    Args:
+        custom_params: As the request brings them.
+        prunes: The server's policy observes prompts and prunes.
+    """
     try:
-        RequestParams.of(custom_params)
+        params = RequestParams.of(custom_params)
     except ConfigError as error:
         return str(error)
+    if params.image_window is not None and not prunes:
+        return (
+            "kv_image_window: this server's policy prunes nothing, so that no screenshot would leave the window; it is "
+            "to be started with --kv-policy window, or with a budget below 1"
+        )
     return None
 
 
@@ -178,6 +195,10 @@ def _refuse_unknown(key: str) -> None:
         raise ConfigError(f"{key} is not known; {CUSTOM} takes {', '.join(KEYS)}{hint}")
 
 
+def _share(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -187,6 +208,15 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kv_budget": (
         POSITIVE_SHARE.holds,
         f"{POSITIVE_SHARE}: the share of the private screenshot tokens that stay; leave it out for the server's",
+    ),
+    "kv_image_window": (
+        COUNT.holds,
+        f"{COUNT}: the newest screenshots that the window holds; leave it out for the server's",
+    ),
+    "kv_window_rest": (
+        SHARE_BELOW_ONE.holds,
+        f"{SHARE_BELOW_ONE}: the share of a private screenshot outside of the window that stays; leave it out for the "
+        "server's",
     ),
     "kv_trace": (_is_bool, "true or false: whether what is pruned of this prompt is written to trace_dir"),
     "kv_return_kept": (_is_bool, "true or false: whether the answer comes with what each layer kept of its prompt"),

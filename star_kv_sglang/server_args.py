@@ -151,6 +151,10 @@ class StarServerArgs(ServerArgs):
         Optional[int],  # noqa: UP045
         Arg(help=HELP["kv_token_budget"]),
     ] = None
+    kv_image_window: Annotated[
+        Optional[int],  # noqa: UP045
+        Arg(help=HELP["kv_image_window"]),
+    ] = None
     kv_observation_window: Annotated[
         Optional[int],  # noqa: UP045
         Arg(help=HELP["kv_observation_window"]),
@@ -175,6 +179,7 @@ class StarServerArgs(ServerArgs):
             budget=self.kv_budget,
             token_budget=self.kv_token_budget,
             observation_window=self.kv_observation_window,
+            image_window=self.kv_image_window,
             policy_config=self.kv_policy_config,
             introspection=self.kv_introspection,
         )

@@ -15,7 +15,7 @@ from http.client import HTTPException
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.config import WINDOW, PolicyConfig
 
 _DEFAULT_PORT: Final = "30000"
 _LAST_PORT: Final = 65_535
@@ -77,9 +77,16 @@ def policy_line(config: PolicyConfig) -> str:
     """The policy and its budget in a few words."""
     if not config.active:
         return "full (stock SGLang: nothing is pruned; --kv-policy star prunes)"
+    words = [config.policy]
     if config.token_budget is not None:
-        return f"{config.policy}, {config.token_budget:,} tokens for all branches"
-    return f"{config.policy}, budget {config.budget:g} of a branch's private screenshot tokens"
+        words.append(f"{config.token_budget:,} tokens for all branches")
+    elif config.budget < 1 or config.policy != WINDOW:
+        words.append(f"budget {config.budget:g} of a branch's private screenshot tokens")
+    if config.image_window is not None:
+        words.append(f"window of {config.image_window} screenshots")
+    elif config.policy == WINDOW:
+        words.append("as requests ask (kv_image_window)")
+    return ", ".join(words)
 
 
 def text(url: str, policy: str, info: Mapping[str, Any]) -> str:

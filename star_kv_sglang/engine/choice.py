@@ -14,7 +14,7 @@ from star_kv_sglang.algorithm.to_device import to_device
 from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.engine.host_copy import HostCopy
-from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, equal_shares
+from star_kv_sglang.engine.plan import BatchPlan, equal_shares
 from star_kv_sglang.policies.base.interface import PolicyScores, Split
 
 if TYPE_CHECKING:
@@ -84,17 +84,20 @@ def choose(
         page_size: Quotas are multiples of it.
         ops: Kernels or references.
     """
-    spans, indptr, budgets, floors = [], [0], [], []
+    spans: list[tuple[int, int]] = []
+    indptr, budgets, floors, firsts = [0], [], [], []
     first = 0
     for request in plan.scored:
+        firsts.append(len(spans))
         for segment, start in zip(request.segments, request.segment_starts, strict=True):
             spans.append((first + start, first + start + segment.num_live))
-        indptr.append(len(spans))
-        budgets.append(request.quota)
-        if split is Split.BY_SCORE:
-            floors += segment_floors(request, frame_floor, page_size)
-        else:
-            floors += equal_shares(request.segments, request.quota, page_size)
+        for segments_of_group, quota in request.groups:
+            indptr.append(indptr[-1] + len(segments_of_group))
+            budgets.append(quota)
+            if split is Split.BY_SCORE:
+                floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
+            else:
+                floors += equal_shares(segments_of_group, quota, page_size)
         window = slice(first + request.layout.num_past, first + request.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
@@ -117,16 +120,16 @@ def choose(
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
     ranking = Ranking(best, spans, HostCopy.start(quotas))
     return [
-        Choice(request.segments, indptr[index], ranking, scored.states[index])
-        for index, request in enumerate(plan.scored)
+        Choice(request.segments, start, ranking, state)
+        for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
     ]
 
 
-def segment_floors(plan: RequestPlan, frame_floor: float, page_size: int) -> list[int]:
+def segment_floors(segments: Sequence[Segment], quota: int, frame_floor: float, page_size: int) -> list[int]:
     """Tokens that each segment keeps in any case; none where all floors together would pass the budget.
 
     They are whole pages, as what is kept is: a floor of one token in a page would otherwise keep a page too many.
     """
-    pages = (-(-math.ceil(frame_floor * s.core_len) // page_size) for s in plan.segments)
-    floors = [min(count * page_size, s.num_live) for count, s in zip(pages, plan.segments, strict=True)]
-    return floors if sum(floors) <= plan.quota else [0] * len(floors)
+    pages = (-(-math.ceil(frame_floor * s.core_len) // page_size) for s in segments)
+    floors = [min(count * page_size, s.num_live) for count, s in zip(pages, segments, strict=True)]
+    return floors if sum(floors) <= quota else [0] * len(floors)

@@ -8,6 +8,7 @@ from typing import Any
 from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.config import PolicyConfig
 from star_kv_sglang.engine.faults import FaultLog
+from star_kv_sglang.engine.image_window import ImageWindow
 from star_kv_sglang.engine.model_parts import ModelParts
 from star_kv_sglang.engine.row_holes import RowHoles
 from star_kv_sglang.engine.stats import PolicyCounters
@@ -42,3 +43,11 @@ class EngineContext:
     def budget_of(self, params: RequestParams) -> float:
         """Share of a request's private visual tokens that stay: its own, or the server's."""
         return self.config.budget if params.budget is None else params.budget
+
+    def window_of(self, params: RequestParams) -> ImageWindow:
+        """Which of a request's screenshots are in its window: its own, or the server's."""
+        config = self.config
+        return ImageWindow(
+            config.image_window if params.image_window is None else params.image_window,
+            config.window_rest if params.window_rest is None else params.window_rest,
+        )

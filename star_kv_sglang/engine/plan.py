@@ -15,6 +15,7 @@ from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.lookup import held_length
 from star_kv_sglang.cache.segments import Frame, LiveIndex, Segment, segments_between
+from star_kv_sglang.engine.image_window import WHOLE_HISTORY, ImageWindow
 from star_kv_sglang.policies.base.interface import Queries
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class RequestPlan:
         segments: Private segments that may be pruned after this forward, in order; empty when it is not the prompt's
             end.
         segment_starts: Live index of the first core token of each segment.
-        quota: Tokens that the segments may keep together.
+        quota: Tokens that the segments of the window may keep together.
+        num_outside: How many of the segments, the first ones, belong to screenshots before the window.
+        quota_outside: Tokens that these may keep together.
         state: Trajectory state that the request inherits.
         budget: Share of its private visual tokens that stay.
         stored_frames: Indices of the screenshots all of whose scores are stored.
@@ -58,7 +61,15 @@ class RequestPlan:
     budget: float
     stored_frames: frozenset[int] = frozenset()
     uncut_frames: frozenset[int] = frozenset()
+    num_outside: int = 0
+    quota_outside: int = 0
     left_whole: bool = False
+
+    @property
+    def groups(self) -> list[tuple[Sequence[Segment], int]]:
+        """Segments that share a budget, and that budget: those before the window, where there are any, and its own."""
+        outside, inside = self.segments[: self.num_outside], self.segments[self.num_outside :]
+        return [*([(outside, self.quota_outside)] if outside else []), (inside, self.quota)]
 
 
 @dataclass
@@ -123,6 +134,7 @@ def plan_request(
     budget: float,
     peer_prefix_len: int,
     queries: Queries = Queries.WINDOW,
+    image_window: ImageWindow = WHOLE_HISTORY,
 ) -> RequestPlan:
     """Plan one request.
 
@@ -138,6 +150,7 @@ def plan_request(
         budget: Share of the private visual tokens to keep.
         peer_prefix_len: Longest prefix in common with a request that waits or is in flight.
         queries: Whose attention the policy wants.
+        image_window: Screenshots before it are dropped.
     """
     in_tree = req.kv.cache_protected_len
     known = [segment for node in path for segment in tree.extra(node).segments]
@@ -152,7 +165,9 @@ def plan_request(
         for f in shown
     )
     segments = _private_segments(tree, req, path, shown, end, peer_prefix_len) if window else ()
-    quota = visual_quota(segments, budget)
+    num_outside = image_window.num_outside(frames, segments)
+    outside, inside = segments[:num_outside], segments[num_outside:]
+    quota, quota_outside = visual_quota(inside, budget), visual_quota(outside, image_window.rest)
     return RequestPlan(
         req=req,
         layout=PromptLayout(num_live=num_live, window=window, frames=spans, num_frames_total=len(shown)),
@@ -165,7 +180,10 @@ def plan_request(
         state=inherited_state(tree, path),
         budget=budget,
         stored_frames=stored_frames(shown, known, in_tree),
-        uncut_frames=uncut_frames(shown, segments, quota, tree.page_size),
+        uncut_frames=uncut_frames(shown, inside, quota, tree.page_size)
+        & uncut_frames(shown, outside, quota_outside, tree.page_size),
+        num_outside=num_outside,
+        quota_outside=quota_outside,
     )
 
 

@@ -116,6 +116,7 @@ class Scoring:
             budget=self._context.budget_of(record.params),
             peer_prefix_len=self._sharing.peer_prefix_len(req) if record.frames and is_last_chunk else 0,
             queries=self._policy.queries,
+            image_window=self._context.window_of(record.params),
         )
 
     def _score(self, plan: BatchPlan, slots: torch.Tensor, indptr: torch.Tensor) -> None:
@@ -125,7 +126,8 @@ class Scoring:
         with stage("store"):
             self._store_scores(seen, scored)
         with stage("select"):
-            if self._config.token_budget is not None:
+            # The tree's budget is held later, over all branches; what is outside of a window goes at once.
+            if self._config.token_budget is not None and not any(request.num_outside for request in plan.scored):
                 choices = [Choice((), 0, None, state) for state in scored.states]
             else:
                 choices = choose(

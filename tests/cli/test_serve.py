@@ -218,6 +218,12 @@ def test_the_banner_says_where_what_and_how_much() -> None:
     [
         ({}, "full (stock SGLang: nothing is pruned; --kv-policy star prunes)"),
         ({"kv_policy": "star", "kv_token_budget": "9000"}, "star, 9,000 tokens for all branches"),
+        (
+            {"kv_policy": "star", "kv_image_window": "5"},
+            "star, budget 0.2 of a branch's private screenshot tokens, window of 5 screenshots",
+        ),
+        ({"kv_policy": "window", "kv_image_window": "5"}, "window, window of 5 screenshots"),
+        ({"kv_policy": "window"}, "window, as requests ask (kv_image_window)"),
     ],
 )
 def test_the_banner_names_the_policy(given: dict[str, str], line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.cache.segments import Frame, segments_between
 from star_kv_sglang.engine.choice import choose, segment_floors
+from star_kv_sglang.engine.image_window import ImageWindow
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, visual_quota
 from star_kv_sglang.policies.base.interface import PolicyScores, Split
 from star_kv_sglang.triton_ops.dispatch import get_ops
@@ -94,10 +96,32 @@ def test_floor_of_a_few_tokens_does_not_keep_a_page_that_the_budget_has_no_room_
     plan = prompt([(9, 14), (9, 14)], [2, 2], cached=0, page_size=16, budget=0.15)
     assert [s.core_len for s in plan.segments] == [112, 112]
     assert plan.quota == 10  # 38 of 252, 28 of which lie outside of whole pages
-    assert segment_floors(plan, 0.02, 16) == [0, 0]
-    assert segment_floors(plan, 0.02, 1) == [3, 3]
+    assert segment_floors(plan.segments, plan.quota, 0.02, 16) == [0, 0]
+    assert segment_floors(plan.segments, plan.quota, 0.02, 1) == [3, 3]
 
 
 def test_screenshot_within_one_page_has_no_core_and_is_left_alone() -> None:
     plan = prompt([(5, 9)], [10], cached=0, page_size=64, budget=0.2)
     assert (plan.segments, plan.quota) == ((), 0)
+
+
+@pytest.mark.parametrize("split", list(Split))
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize(("size", "rest"), [(1, 0.0), (2, 0.0), (1, 0.25), (9, 0.0)])
+def test_what_is_before_a_window_keeps_its_rest_and_the_window_its_budget(
+    split: Split, page_size: int, size: int, rest: float
+) -> None:
+    window = ImageWindow(size, rest)
+    whole = prompt([(8, 8), (8, 8), (8, 8)], [4, 4, 4], cached=0, page_size=page_size, budget=1.0)
+    num_outside = window.num_outside(whole.new_frames, whole.segments)
+    assert num_outside == max(0, 3 - size)
+    outside, inside = whole.segments[:num_outside], whole.segments[num_outside:]
+    plan = replace(
+        whole, quota=visual_quota(inside, 0.5), num_outside=num_outside, quota_outside=visual_quota(outside, rest)
+    )
+    kept = kept_sizes(plan, page_size, split, seed=3)
+    assert sum(kept[:num_outside]) <= plan.quota_outside
+    assert sum(kept[num_outside:]) <= plan.quota
+    assert sum(kept[num_outside:]) > plan.quota - page_size * len(inside)
+    if rest == 0:
+        assert kept[:num_outside] == [0] * num_outside

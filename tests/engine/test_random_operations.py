@@ -76,7 +76,9 @@ class History:
             await asyncio.wait({task for _, task in self.running.values()}, return_when=asyncio.FIRST_COMPLETED)
             self.collect()
         rid = f"operation-{number}"
-        self.running[rid] = (chat, await self.engine.queue(chat, self.rng.choice((1, 2, 6, 20)), rid=rid))
+        wishes = self.rng.choice((None, None, {"kv_image_window": 1}, {"kv_image_window": 2, "kv_window_rest": 0.3}))
+        sent = self.engine.queue(chat, self.rng.choice((1, 2, 6, 20)), rid=rid, custom_params=wishes)
+        self.running[rid] = (chat, await sent)
 
     async def abort(self, number: int) -> None:
         """Abort something that was started a moment ago: in the queue, in mid-prefill or in mid-decode."""

@@ -14,6 +14,7 @@ from star_kv_sglang.request_params import (
     check_body_without_wishes,
     check_native_body,
     check_openai_body,
+    problem_of,
 )
 
 NATIVE_FIELDS = {"text", "sampling_params", "kv_hints"}
@@ -30,6 +31,7 @@ OPENAI_FIELDS = {"model", "messages", "custom_params"}
         ({"kv_budget": 0.1, "kv_trace": False}, RequestParams(budget=0.1, trace=False)),
         ({"kv_share": None, "kv_budget": None, "kv_trace": None, "kv_return_kept": None}, RequestParams()),
         ({"kv_return_kept": True}, RequestParams(return_kept=True)),
+        ({"kv_image_window": 5, "kv_window_rest": 0}, RequestParams(image_window=5, window_rest=0.0)),
         ({"thinking_budget": 7, "kvx": "no", 3: 4, "__req__": object()}, RequestParams()),
     ],
 )
@@ -48,8 +50,13 @@ def test_right_values(given: Any, expected: RequestParams) -> None:
         ({"kv_budget": "abc"}, ["kv_budget 'abc'", "(0, 1]"]),
         ({"kv_budget": True}, ["kv_budget True", "(0, 1]"]),
         ({"kv_budget": 0}, ["kv_budget 0 ", "(0, 1]"]),
+        ({"kv_image_window": 0}, ["kv_image_window 0 ", "1 or more"]),
+        ({"kv_image_window": -1}, ["kv_image_window -1 ", "1 or more"]),
+        ({"kv_image_window": 2.5}, ["kv_image_window 2.5 ", "whole number"]),
+        ({"kv_image_window": True}, ["kv_image_window True ", "whole number"]),
+        ({"kv_window_rest": 1}, ["kv_window_rest 1 ", "[0, 1)"]),
         ({"kv_budget": float("nan")}, ["kv_budget nan", "(0, 1]"]),
-        ({"kv_budgt": 0.1}, ["kv_budgt is not known", "kv_share, kv_budget, kv_trace", "did you mean kv_budget?"]),
+        ({"kv_budgt": 0.1}, ["kv_budgt is not known", "kv_share, kv_budget, ", "did you mean kv_budget?"]),
         ({"kv_zzzzzzzzz": None, "kv_frob": 1}, ["kv_frob is not known", "takes kv_share"]),
         ("kv_share", ["custom_params 'kv_share'", "must be an object", '{"kv_share": true']),
         ([], ["custom_params []", "must be an object"]),
@@ -180,3 +187,12 @@ def test_right_places() -> None:
         check_openai_body(returned, {"custom_params"})
     for sampling in ({"custom_params": wishes}, [{"custom_params": wishes}, {}, {"custom_params": None}], None):
         check_native_body({"text": "t", "kv_hints": {}, "sampling_params": sampling}, NATIVE_FIELDS)
+
+
+def test_a_window_that_nobody_would_hold_is_refused() -> None:
+    wish = {"kv_image_window": 2}
+    assert problem_of(wish) is None
+    problem = problem_of(wish, prunes=False)
+    assert problem is not None
+    assert "--kv-policy window" in problem
+    assert problem_of({"kv_share": True}, prunes=False) is None

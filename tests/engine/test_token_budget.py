@@ -67,3 +67,21 @@ def test_a_request_for_no_token_puts_no_step_off(engine: TestEngine) -> None:
     assert stats["num_private_tokens"] <= LIMIT
     assert stats["num_budget_steps"] == before["num_budget_steps"] + 1
     assert stats["num_budget_misses"] == before["num_budget_misses"]
+
+
+def test_what_left_a_window_is_gone_and_the_rest_competes(engine: TestEngine) -> None:
+    engine.flush()
+    before = engine.stats()
+    chat = Chat()
+    for number in range(5):
+        chat = turn(chat, 90_000 + number)
+        answer = engine.answer(chat, NUM_OUTPUT, custom_params={"kv_image_window": 2})
+        assert answer.meta["star_kv"][0]["pruned"] == max(0, number - 1) * NUM_VISUAL
+        chat = chat.reply(answer.text)
+    assert engine.stats()["num_budget_steps"] == before["num_budget_steps"], "there was room for all of the windows"
+    # Segments that keep no token stand in the tree when it is brought below its budget.
+    play(engine, 8, 3, first=95_000)
+    stats = engine.stats()
+    assert stats["num_budget_steps"] > before["num_budget_steps"]
+    assert stats["num_private_tokens"] <= LIMIT
+    assert stats["num_budget_misses"] == before["num_budget_misses"]

@@ -233,11 +233,12 @@ RULES: dict[str, Callable[..., Rows]] = {
     "h2o": h2o,
     "guikv": guikv,
     "streaming": streaming,
+    "window": streaming,
     "distinct": distinct,
     "star": star,
     "star-paper": star_paper,
 }
-BY_SIZE = {"distinct", "star"}
+BY_SIZE = {"distinct", "star", "window"}
 MEANS = {"star": star_mean}
 
 

@@ -118,3 +118,25 @@ def test_every_parameter_of_a_policy_is_a_key_of_its_own(name: str) -> None:
 def test_a_policy_per_head_cannot_have_records_of_a_layer(wants: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="drop per_head"):
         type("Policy", (KVPolicy,), {"per_head": True, **wants})
+
+
+def test_a_window_prunes_whatever_the_budget_and_whoever_asks_for_it() -> None:
+    def chosen(policy: str, **given: Any) -> PolicyConfig:
+        flags = {"budget": None, "token_budget": None, "observation_window": None, "policy_config": None, **given}
+        return PolicyConfig.from_flags(policy=policy, **flags)
+
+    assert chosen("window").budget == 1.0
+    assert chosen("window").prunes
+    assert not chosen("window").prunes_again, "nothing else is pruned, when the pool runs short either"
+    assert chosen("window", token_budget=9000).prunes_again
+    assert chosen("star", budget=1.0, image_window=3).prunes
+    assert not chosen("star", budget=1.0).prunes
+    for wrong in (0, -2):
+        with pytest.raises(ConfigError, match=r"--kv-image-window .* must be a whole number, 1 or more"):
+            chosen("star", image_window=wrong)
+    with pytest.raises(ConfigError, match=r"--kv-image-window.* need a policy"):
+        chosen("full", image_window=2)
+    with pytest.raises(ConfigError, match="must not hold image_window"):
+        chosen("star", policy_config='{"image_window": 2}')
+    with pytest.raises(ConfigError, match="window_rest 1"):
+        chosen("star", policy_config='{"window_rest": 1}')
