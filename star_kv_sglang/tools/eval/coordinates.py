@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from star_kv_sglang.tools.eval.actions import Point
+from star_kv_sglang.tools.actions import Point
 from star_kv_sglang.tools.eval.errors import ImageSizeError
 
 Size = tuple[int, int]
