@@ -10,7 +10,14 @@ from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.chat import ChatClient
 from star_kv_sglang.tools.rollout.agent import Agent, NoActionError, View
 from star_kv_sglang.tools.rollout.branches import run_branches
-from star_kv_sglang.tools.rollout.environment import ActionRefusedError, Environment, EnvironmentFault, Score, Suite
+from star_kv_sglang.tools.rollout.environment import (
+    ActionRefusedError,
+    Environment,
+    EnvironmentFault,
+    InstructingEnvironment,
+    Score,
+    Suite,
+)
 from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.outcomes import TaskOutcome, TimeSplit, outcomes, time_split
 from star_kv_sglang.tools.rollout.player import Watcher
@@ -30,6 +37,7 @@ __all__ = [
     "EndRow",
     "Environment",
     "EnvironmentFault",
+    "InstructingEnvironment",
     "NoActionError",
     "RolloutError",
     "RolloutSettings",

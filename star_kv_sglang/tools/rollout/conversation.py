@@ -31,13 +31,14 @@ class Conversation:
         """What the model is sent now."""
         return self._messages
 
-    def show(self, png: bytes) -> None:
-        """The user shows a screenshot."""
+    def show(self, png: bytes, instruction: str = "") -> None:
+        """The user shows a screenshot, and says what an environment that instructs has them say."""
         before, after = self._agent.user_texts(self._goal, self._turn)
         told = "" if self._refusal is None else f"Not done: {self._refusal}."
         url = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-        image = [{"type": "image_url", "image_url": {"url": url}}]
-        self._messages.append({"role": "user", "content": [*_text(told), *_text(before), *image, *_text(after)]})
+        image = {"type": "image_url", "image_url": {"url": url}}
+        content = [*_text(told), *_text(before), image, *_text(after), *_text(instruction)]
+        self._messages.append({"role": "user", "content": content})
 
     def hear(self, said: str, refusal: str | None) -> None:
         """The assistant has answered; ``refusal`` says why nothing came of it, which the user says next."""

@@ -57,6 +57,14 @@ class Environment(Protocol):
         """How the episode stands."""
 
 
+@runtime_checkable
+class InstructingEnvironment(Environment, Protocol):
+    """An environment whose user says something at every turn, and not only at the beginning."""
+
+    async def instruction(self) -> str:
+        """What the user says after the screenshot in view."""
+
+
 class Suite(Protocol):
     """Tasks, and an environment for each branch that plays one of them.
 

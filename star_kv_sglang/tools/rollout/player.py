@@ -20,7 +20,14 @@ from star_kv_sglang.tools.chat import Completion, RequestError
 from star_kv_sglang.tools.rollout.agent import Agent, NoActionError, View, png_size
 from star_kv_sglang.tools.rollout.asking import Model
 from star_kv_sglang.tools.rollout.conversation import Conversation
-from star_kv_sglang.tools.rollout.environment import ActionRefusedError, Environment, EnvironmentFault, Score, Suite
+from star_kv_sglang.tools.rollout.environment import (
+    ActionRefusedError,
+    Environment,
+    EnvironmentFault,
+    InstructingEnvironment,
+    Score,
+    Suite,
+)
 from star_kv_sglang.tools.rollout.folder import RolloutFolder
 from star_kv_sglang.tools.rollout.settings import RolloutSettings
 from star_kv_sglang.tools.rollout.stopwatch import Stopwatch
@@ -171,7 +178,7 @@ class Player:
                     f"the environment does not repeat itself: turn {row.turn} shows another screen than in the trace"
                 )
             conversation = conversation or Conversation(self.agent, goal, png_size(png))
-            conversation.show(png)
+            conversation.show(png, await self._instruction(environment))
             conversation.hear(row.said, row.error)
             for action in row.actions:
                 if action.kind not in _ENDING:
@@ -186,8 +193,9 @@ class Player:
         watch, turn, environment = Stopwatch(), len(trace.rows), place.environment
         with watch.in_environment():
             png = await self._ask_environment("a screenshot", environment.screenshot)
+            instruction = await self._instruction(environment)
         screen, size = self.folder.keep_screen(png), png_size(png)
-        place.conversation.show(png)
+        place.conversation.show(png, instruction)
         shared = self.shares_first_turn and turn == branch.first_turn
         random = Random(f"rollout {branch.seed} {branch.task} {branch.name} {turn}")
         asked = await self.model.ask(
@@ -235,6 +243,11 @@ class Player:
                 return actions, tuple(done), " ".join(str(error).split())
             done.append(action)
         return actions, tuple(done), None
+
+    async def _instruction(self, environment: Environment) -> str:
+        if not isinstance(environment, InstructingEnvironment):
+            return ""
+        return await self._ask_environment("its instruction", environment.instruction)
 
     async def _ask_environment(self, what: str, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Await something of an environment, which others wrote: whatever it raises is its fault, and it may hang."""
