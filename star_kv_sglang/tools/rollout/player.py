@@ -157,7 +157,8 @@ class Player:
     @asynccontextmanager
     async def _opened(self, branch: Branch) -> AsyncIterator[Environment]:
         manager = self.suite.open(branch.task)
-        environment = await self._ask_environment("opening it", manager.__aenter__)
+        opening_s = self.settings.opening_timeout_s
+        environment = await self._ask_environment("opening it", manager.__aenter__, opening_s)
         try:
             yield environment
         finally:
@@ -249,9 +250,9 @@ class Player:
             return ""
         return await self._ask_environment("its instruction", environment.instruction)
 
-    async def _ask_environment(self, what: str, ask: Callable[[], Awaitable[_T]]) -> _T:
+    async def _ask_environment(self, what: str, ask: Callable[[], Awaitable[_T]], limit_s: float | None = None) -> _T:
         """Await something of an environment, which others wrote: whatever it raises is its fault, and it may hang."""
-        limit = self.settings.environment_timeout_s
+        limit = self.settings.environment_timeout_s if limit_s is None else limit_s
         try:
             async with asyncio.timeout(limit):
                 return await ask()

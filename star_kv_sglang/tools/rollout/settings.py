@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from star_kv_sglang.tools.rollout.errors import RolloutError
 
+_HOW: Final = frozenset({"concurrency", "retries", "environment_timeout_s", "opening_timeout_s", "patience_s"})
 _TASK_NAME: Final = re.compile(r"[\w.,+-]+")
 
 
@@ -29,6 +29,7 @@ class RolloutSettings:
         concurrency: Branches at a time, each with an environment.
         retries: Further environments that a branch may have after faults.
         environment_timeout_s: Seconds that an environment may take for one thing.
+        opening_timeout_s: Seconds that it may take to be opened: a browser may have to be started again for it.
         patience_s: Seconds to wait for a server that cannot be reached.
     """
 
@@ -44,6 +45,7 @@ class RolloutSettings:
     concurrency: int = 8
     retries: int = 2
     environment_timeout_s: float = 30.0
+    opening_timeout_s: float = 120.0
     patience_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -62,5 +64,4 @@ class RolloutSettings:
 
     def describe(self) -> dict[str, Any]:
         """What must be the same for a rollout to go on: all but how fast and how patiently it runs."""
-        how: Mapping[str, object] = dict.fromkeys(("concurrency", "retries", "environment_timeout_s", "patience_s"))
-        return {name: value for name, value in asdict(self).items() if name not in how}
+        return {name: value for name, value in asdict(self).items() if name not in _HOW}
