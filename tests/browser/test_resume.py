@@ -18,7 +18,7 @@ from tests.rollout.fake_server import fake_server, reply
 
 pytestmark = pytest.mark.slow
 
-TASKS = ("click-test-2", "click-tab-2", "enter-text")
+TASKS = ("click-test-2", "enter-text")
 
 
 def start(url: str, out: Path) -> subprocess.Popen[str]:
@@ -53,13 +53,13 @@ def test_a_killed_rollout_goes_on_to_the_same_traces(tmp_path: Path) -> None:
         asked = len(server.requests)
 
         killed = start(server.url, tmp_path / "killed")
-        wait_until(lambda: num_turns(tmp_path / "killed") >= 25, "it plays")
+        wait_until(lambda: num_turns(tmp_path / "killed") >= 20, "it plays")
         children = psutil.Process(killed.pid).children(recursive=True)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
         wait_until(lambda: not any(child.is_running() for child in children), "the browser ends with its rollout")
         ended = sum(read_trace(path)[2] is not None for path in (tmp_path / "killed" / "traces").rglob("*.jsonl"))
-        assert ended < 24, "it was killed in the middle"
+        assert ended < 8 * len(TASKS), "it was killed in the middle"
         kept = num_turns(tmp_path / "killed")
 
         before = len(server.requests)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright
+from playwright.async_api import Browser, Page, Playwright, async_playwright
 from playwright.async_api import Error as PlaywrightError
 
 from star_kv_sglang.tools.rollout.environment import EnvironmentFault
@@ -52,14 +52,14 @@ class Chromium:
         Raises:
             EnvironmentFault: The browser cannot be started.
         """
-        context = await self._context(width, height, scale)
+        page = await self._new_page(width, height, scale)
         try:
-            yield await context.new_page()
+            yield page
         finally:
             # A page that hangs, or is gone with its browser, cannot be closed, and need not be.
             with contextlib.suppress(PlaywrightError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
-                    await context.close()
+                    await page.context.close()
 
     async def close(self) -> None:
         """End the browser, whatever state it is in."""
@@ -82,23 +82,24 @@ class Chromium:
                     found.append(process)
         return found
 
-    async def _context(self, width: int, height: int, scale: float) -> BrowserContext:
+    async def _new_page(self, width: int, height: int, scale: float) -> Page:
         async with self._lock:
             for _ in range(2):
-                if self._browser is None or not self._browser.is_connected():
-                    await self._start()
-                assert self._browser is not None
+                browser = self._browser
+                if browser is None or not browser.is_connected():
+                    browser = await self._start()
                 try:
                     async with asyncio.timeout(_OPEN_S):
-                        return await self._browser.new_context(
+                        context = await browser.new_context(
                             viewport={"width": width, "height": height}, device_scale_factor=scale
                         )
+                        return await context.new_page()
                 except (PlaywrightError, TimeoutError):
                     # It hangs, or has just died: the pages of other branches are lost with it, and they try again.
                     await self.close()
         raise EnvironmentFault(f"the browser ({self._program}) opens no page, and was started twice")
 
-    async def _start(self) -> None:
+    async def _start(self) -> Browser:
         await self.close()
         self._mark = f"--star-kv-rollout={uuid.uuid4().hex}"
         try:
@@ -109,6 +110,7 @@ class Chromium:
         except (PlaywrightError, TimeoutError) as error:
             first = (str(error).strip().splitlines() or ["it took too long"])[0]
             raise EnvironmentFault(f"the browser ({self._program}) does not start: {first}") from error
+        return self._browser
 
 
 @asynccontextmanager
