@@ -7,6 +7,7 @@ web pages: it is asked at every turn, with all screenshots so far, and a script 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,14 +28,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for traces, screenshots and the server's log.")] = Path(
         "out/demo-browser"
     ),
-    tasks: Annotated[
-        str, typer.Option(help="Names with commas between them, or all that there is a script for.")
-    ] = TASKS,
+    tasks: Annotated[str, typer.Option(help="Names with commas between them, or all with a script.")] = TASKS,
     branches: Annotated[int, typer.Option(min=1, help="Of each task.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the pages.")] = 0,
 ) -> None:
-    """Serve, play, and show the tables. What is in the folder already is not played again."""
+    """Serve, play, and show the tables; what an earlier demo left in the folder is replaced."""
     console = Console()
+    shutil.rmtree(out / "rollout", ignore_errors=True)
     with console.status("Starting the server") as status:
 
         def on_wait(seconds: float) -> None:
