@@ -5,6 +5,9 @@
 # make test-seams  what of SGLang is relied on, against the installed SGLang or SGLANG=FOLDER, without starting it
 # make soak      half an hour of load on a real server
 # make check-wheel  the bare wheel in a fresh environment beside SGLang: it brings nothing else, and serves
+# make docs      the documentation as a site in build/site; make docs-serve shows it while it is written
+# make newcomer  a fresh clone, and every command that README and docs/ show, on a CPU
+# make dist      wheel and source distribution
 # make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time over all GPUs; PYTHON=... names an interpreter that has SGLang
 
 SHELL := /bin/bash
@@ -14,7 +17,7 @@ PYTHON ?= $(VENV)/python
 GPU_JOBS ?= 4
 TREE := build/tree
 
-.PHONY: install demo demo-browser lint format types test test-nightly test-seams test-gpu soak tree wheel check-wheel clean
+.PHONY: install demo demo-browser lint format types test test-nightly test-seams test-gpu soak docs docs-serve newcomer tree wheel dist check-wheel clean
 
 install:
 	@PYTHON=$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),) bash scripts/install.sh
@@ -65,6 +68,20 @@ test-gpu: tree
 # 30 minutes: agents that abort, hang up and wait for room on a real server, then what they did one by one.
 soak: install tree
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE):$(CURDIR)/$(TREE)/examples $(VENV)/python -m tests.soak.run_soak --out out/soak
+
+docs: install
+	$(VENV)/python scripts/docs_parts.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs build --strict --quiet
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(VENV)/mkdocs serve
+
+newcomer: install
+	$(VENV)/python scripts/newcomer.py
+
+dist: install
+	rm -rf build/lib build/bdist.* dist
+	$(VENV)/python -m build --no-isolation --outdir dist
 
 wheel: install
 	rm -rf build/lib build/bdist.*

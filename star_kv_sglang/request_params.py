@@ -156,23 +156,23 @@ def _refuse_misplaced(keys: Iterable[str], place: str, right: str) -> None:
 
 def _check(key: str, value: Any) -> None:
     _refuse_unknown(key)
-    is_valid, wanted = _KEYS[key]
+    is_valid, wanted = KEYS[key]
     if not is_valid(value):
         raise ConfigError(f"{key} {value!r} in {CUSTOM} must be {wanted}")
 
 
 def _refuse_unknown(key: str) -> None:
-    if key not in _KEYS:
-        close = get_close_matches(key, _KEYS, n=1)
+    if key not in KEYS:
+        close = get_close_matches(key, KEYS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"{key} is not known; {CUSTOM} takes {', '.join(_KEYS)}{hint}")
+        raise ConfigError(f"{key} is not known; {CUSTOM} takes {', '.join(KEYS)}{hint}")
 
 
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kv_share": (_is_bool, "true or false: whether others will use this prompt, so that its prefix stays whole"),
     "kv_budget": (
         POSITIVE_SHARE.holds,

@@ -17,17 +17,29 @@ PATTERN_DTYPES = ("float16", "float32")
 class ScorerParams:
     """Parameters of the method, STaR-KV (arXiv 2606.01790); the defaults are the paper's.
 
-    observation_window: the last queries of a prompt that score the past.
-    pool_width: width of the average pooling over tokens, odd.
-    boost, boost_alpha, boost_temperature: spatial boost of tokens that stand out on the current screenshot.
-    prior_lambda, prior_warmup_steps, prior_ramp_steps: weight of the mutual-information prior; 0 during the warm-up,
-        then linear up to `prior_lambda` over the ramp. A step is one new screenshot.
-    prior_ema, prior_tau: decay of the running mutual information, temperature of its softmax over the groups.
-    temporal_discount, discount_delta, discount_rho, discount_eps, discount_floor: discount of earlier screenshots.
-    entropy_temperature, temperature_min, temperature_max, temperature_smoothing: power applied to the scores.
-    grid: "true" bins positions on the screenshot's own grid, "square" on round(sqrt(V)) rows as the published code
-    does.
-    pattern_dtype: how a branch stores its running pattern; float16 halves the memory of the state.
+    Attributes:
+        observation_window: The last queries of a prompt that score the past.
+        pool_width: Width of the average pooling over tokens, odd.
+        boost: Spatial boost of tokens that stand out on the current screenshot.
+        boost_alpha: Weight of the boost.
+        boost_temperature: Temperature of its softmax over the screenshot's tokens.
+        prior_lambda: Weight of the mutual-information prior once the ramp is over.
+        prior_warmup_steps: New screenshots before which the prior has no weight.
+        prior_ramp_steps: New screenshots behind these over which its weight grows linearly to `prior_lambda`.
+        prior_ema: Decay of the running mutual information.
+        prior_tau: Temperature of the prior's softmax over the groups.
+        temporal_discount: Discount of earlier screenshots.
+        discount_delta: Decay for each screenshot that came after, of a group whose pattern is stable.
+        discount_rho: Decay of the running pattern.
+        discount_eps: Share of that decay which a group has whatever its stability.
+        discount_floor: Least factor that a discount leaves.
+        entropy_temperature: Raise scores to a power that follows from their entropy.
+        temperature_min: Its least value.
+        temperature_max: Its largest value.
+        temperature_smoothing: Share of the branch's last temperature in the new one.
+        grid: "true" bins positions on the screenshot's own grid, "square" on round(sqrt(V)) rows as the published code
+            does.
+        pattern_dtype: How a branch stores its running pattern; float16 halves the memory of the state.
     """
 
     observation_window: int = 8

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Final, cast
 
 from star_kv_sglang import __version__
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(_help())
         return 0 if words else 2
     if words[0] == "--version":
-        sys.stdout.write(f"star-kv-sglang {__version__}\n")
+        sys.stdout.write(f"star-kv-sglang {__version__}, {_sglang()}\n")
         return 0
     named = [subcommand for subcommand in SUBCOMMANDS if subcommand.name == words[0]]
     if not named:
@@ -62,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(named[0], words[1:])
     except StarKVError as error:
         return _refuse(str(error))
+
+
+def _sglang() -> str:
+    """The SGLang beside this package."""
+    try:
+        return f"SGLang {metadata.version('sglang')}"
+    except metadata.PackageNotFoundError:
+        return "SGLang is not installed"
 
 
 def _run(subcommand: Subcommand, argv: list[str]) -> int:

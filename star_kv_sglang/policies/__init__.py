@@ -50,11 +50,19 @@ def policy_keys(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: There is no policy of that name.
     """
-    keys = []
-    for param in fields(_module(name).Params):
-        nested = _nested(param.name)
-        keys += [param.name] if nested is None else [inner.name for inner in fields(nested)]
-    return tuple(sorted(keys))
+    return tuple(
+        sorted(one.name for record in policy_records(name) for one in fields(record) if _nested(one.name) is None)
+    )
+
+
+def policy_records(name: str) -> tuple[type[Any], ...]:
+    """The dataclasses whose fields are the parameters of a policy: its own, and the scorer's where it has one.
+
+    Raises:
+        ValueError: There is no policy of that name.
+    """
+    made: type[PolicyParams] = _module(name).Params
+    return (made, *(nested for one in fields(made) if (nested := _nested(one.name)) is not None))
 
 
 def policy_params(name: str, values: Mapping[str, Any]) -> PolicyParams:

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.image_references": set(),
     "tools.chat": {"tools.image_references"},
     "tools.measuring": set(),
+    "tools.resize": set(),
     "tools.actions": set(),
     "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat"},
     # who plays in a rollout, and where
@@ -53,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.report": {"tools.rollout"},
     "tools.eval": {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
-        *("tools.actions", "tools.chat", "tools.measuring", "tools.rollout"),
+        *("tools.actions", "tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
     },
     "tools.bench": {
         "triton_ops",
@@ -61,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "engine",
         "cache",
         "tools.measuring",
+        "tools.resize",
         "tools.rollout",
         "tools.image_references",
     },

@@ -1,4 +1,4 @@
-"""The wheel: every file of the package under its import name, the entry points, and nothing else."""
+"""What is released: a source distribution, and the wheel built from it; every file, the entry points, nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
@@ -31,7 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     out = copy / "out"
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
+    # Without a target the wheel is built from the source distribution, so that a file which that lacks is seen.
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
     answer = subprocess.run(build, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     (path,) = out.glob("*.whl")
@@ -54,6 +56,31 @@ def test_every_file_of_the_package_and_no_other_is_in_it(wheel: Path) -> None:
     packaged = {name for name in names if not name.startswith(DIST_INFO)}
     assert packaged == _package_files()
     assert {name for name in names - packaged if "LICENSE" in name}, "the licence is missing"
+
+
+def test_the_source_distribution_has_what_it_is_built_from(wheel: Path) -> None:
+    (path,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(path) as sources:
+        names = {name.partition("/")[2] for name in sources.getnames()}
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "triton_ops", "patches"} <= names
+
+
+def test_it_installs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+    """By a package installer, with nothing beside it: what needs SGLang says so. `make check-wheel` adds SGLang."""
+    uv = [sys.executable, "-m", "uv", "--quiet", "--offline"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    subprocess.run([*uv, "venv", "--python", sys.executable, str(tmp_path / "venv")], check=True, env=environment)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([*uv, "pip", "install", "--python", python, "--no-deps", str(wheel)], check=True, env=environment)
+
+    def star_kv(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(tmp_path / "venv" / "bin" / "star-kv"), *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert star_kv("--version").stdout == f"star-kv-sglang {__version__}, SGLang is not installed\n"
+    assert star_kv("--help").returncode == 0
+    rollout = star_kv("rollout", "nothing.json")
+    assert (rollout.returncode, "star-kv-sglang[tools]" in rollout.stderr) == (2, True)
 
 
 def test_what_it_needs_without_an_extra_is_what_serving_needs(wheel: Path) -> None:

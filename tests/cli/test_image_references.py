@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from star_kv_sglang import cpu_mode
-from star_kv_sglang.tools.rollout.server import serving
 from tests.architecture.imports import ROOT
+from tests.engine.preloaded_server import preloaded_serving
 
 MODEL = ROOT / "examples" / "tinygui" / "model"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -51,7 +51,10 @@ def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(log_file: Path) -> Iterator[httpx.Client]:
     """A client of a server with a policy and metrics."""
     flags = ["--model-path", str(MODEL), "--kv-policy", "star", "--enable-metrics", "--skip-server-warmup"]
-    with serving(flags, log_file) as base, httpx.Client(base_url=base, timeout=120, follow_redirects=True) as client:
+    with (
+        preloaded_serving(flags, log_file) as base,
+        httpx.Client(base_url=base, timeout=120, follow_redirects=True) as client,
+    ):
         yield client
 
 
@@ -141,11 +144,17 @@ def test_the_page_counts_them(client: httpx.Client) -> None:
     assert more == {"star_kv:image_references_hits_total": 2.0, "star_kv:image_references_unknown_total": 1.0}
 
 
-def test_the_client_in_the_documentation_works(client: httpx.Client) -> None:
+def test_the_client_in_the_documentation_works(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("screen.png").write_bytes(png(69))
     text = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(program.replace("http://localhost:30000", str(client.base_url).rstrip("/")), names)
+    assert names["sent"] == {digest(png(69))}
+    names["sent"].clear()
     seen = [png(70), png(71)]
     said = [names["ask"](seen[:1], "read x12"), names["ask"](seen, "read x12"), names["ask"](seen, "read x12")]
     assert names["sent"] == set(map(digest, seen))
@@ -164,7 +173,7 @@ def test_a_flush_forgets_them(client: httpx.Client) -> None:
 
 def test_without_the_image_cache_a_reference_is_refused_with_what_to_do(tmp_path: Path) -> None:
     flags = ["--model-path", str(MODEL), "--kv-policy", "star", "--kv-image-cache-mb", "0", "--skip-server-warmup"]
-    with serving(flags, tmp_path / "log") as base, httpx.Client(base_url=base, timeout=120) as client:
+    with preloaded_serving(flags, tmp_path / "log") as base, httpx.Client(base_url=base, timeout=120) as client:
         for send in (generate, chat):
             assert send(client, url(png(1))).status_code == 200
             answer = send(client, digest(png(1)))

@@ -12,6 +12,7 @@ import typer
 
 from star_kv_sglang import __version__
 from star_kv_sglang.cli import main
+from star_kv_sglang.compat import SUPPORTED_SGLANG
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.tools.cli.run import TARGETS
 
@@ -49,7 +50,8 @@ def test_the_installed_command_is_this_one() -> None:
 
 
 def test_version() -> None:
-    assert _star_kv("--version").stdout.strip() == f"star-kv-sglang {__version__}"
+    (sglang,) = SUPPORTED_SGLANG
+    assert _star_kv("--version").stdout.strip() == f"star-kv-sglang {__version__}, SGLang {sglang}"
 
 
 def test_help_lists_every_subcommand_and_imports_none_of_the_heavy_libraries() -> None:

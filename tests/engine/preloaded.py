@@ -16,7 +16,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import util
 from typing import Any, NoReturn
@@ -29,61 +29,104 @@ _MAX_MESSAGE, _MAX_FDS = 1 << 17, 64
 _ABOVE_ALL_FDS = 1000
 _STANDARD_FDS = (0, 1, 2)
 
-_template: _Template | None = None
+_template: Template | None = None
 
 
-class _Template:
-    """The process that has imported SGLang, as this process sees it; it ends with this one."""
+class Template:
+    """A process that has imported SGLang, as its parent sees it; it ends with that one.
 
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    Args:
+        pid: Of the process, a child of this one.
+        asks: Where it takes wishes and answers with ids.
+    """
+
+    def __init__(self, pid: int, asks: socket.socket) -> None:
+        self.pid, self._socket = pid, asks
+
+    @classmethod
+    def start(cls) -> Template:
+        """Start one, which imports SGLang before it takes a wish."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             program = "import sys; from tests.engine.preloaded import serve; serve(int(sys.argv[1]))"
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", program, str(theirs.fileno())],  # type: ignore[attr-defined]
                 env={**os.environ, **_NO_THREADS, "PYTHONPATH": os.pathsep.join(sys.path)},
                 pass_fds=[theirs.fileno()],
             )
+        return cls(process.pid, ours)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    @classmethod
+    def of_this_process(cls) -> Template:
+        """A fork of this one, which has imported SGLang already and has no threads yet."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _take_wishes(theirs)
+            os._exit(0)
+        theirs.close()
+        return cls(pid, ours)
 
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it has not ended."""
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] == 0
+        except ChildProcessError:
+            return False
 
-    def spawn(self, path: bytes, args: Sequence[Any], fds: Sequence[int]) -> int:
-        """As ``multiprocessing.util.spawnv_passfds``: the process's id."""
-        given = sorted({*fds, *_STANDARD_FDS})
+    def spawn(self, args: Sequence[Any], env: Mapping[str, str], fds: Mapping[int, int], *, leads: bool = False) -> int:
+        """Start a process, as ``multiprocessing.util.spawnv_passfds`` does.
+
+        Args:
+            args: A command line of Python with ``-c``.
+            env: Its environment.
+            fds: Descriptors of this process by their numbers there.
+            leads: It leads a session of its own, and forks the processes that it starts by multiprocessing.
+
+        Returns:
+            Its id; it is a child of this process.
+        """
         wish = {
             "args": [os.fsdecode(word) for word in args],
-            "env": dict(os.environ),
-            "fds": given,
-            "ppid": os.getpid(),
+            "env": dict(env),
+            "fds": list(fds),
+            "leads": leads,
         }
         with _adopting_orphans():
-            socket.send_fds(self._socket, [json.dumps(wish).encode()], given)
+            socket.send_fds(self._socket, [json.dumps(wish).encode()], list(fds.values()))
             answer = self._socket.recv(_MAX_MESSAGE)
         if not answer:
             raise RuntimeError("the process that has imported SGLang is gone; its traceback is in the captured stderr")
         return int(answer)
 
 
+def template() -> Template:
+    """The one of this process, started where there is none."""
+    global _template
+    if _template is None or not _template.is_alive():
+        _template = Template.start()
+    return _template
+
+
 @contextmanager
 def preloaded_processes() -> Iterator[None]:
     """What multiprocessing spawns in the block is forked from a process that has imported SGLang."""
-    global _template
-    if _template is None or not _template.is_alive():
-        _template = _Template()
-    template, spawn = _template, util.spawnv_passfds
+    with patch.object(util, "spawnv_passfds", _forking(template())):
+        yield
+
+
+def _forking(source: Template) -> Callable[[bytes, Sequence[Any], Sequence[int]], int]:
+    """In place of ``multiprocessing.util.spawnv_passfds``."""
+    spawn = util.spawnv_passfds
 
     def spawn_or_fork(path: bytes, args: Sequence[Any], fds: Sequence[int]) -> int:
         """Multiprocessing's own tracker of resources is started in the same way and needs nothing of SGLang."""
-        forked = "--multiprocessing-fork" in args
-        return template.spawn(path, args, fds) if forked else spawn(path, args, fds)
+        if "--multiprocessing-fork" not in args:
+            return spawn(path, args, fds)
+        return source.spawn(args, os.environ, {fd: fd for fd in sorted({*fds, *_STANDARD_FDS})})
 
-    with patch.object(util, "spawnv_passfds", spawn_or_fork):
-        yield
+    return spawn_or_fork
 
 
 @contextmanager
@@ -113,18 +156,23 @@ def _adopting_orphans() -> Iterator[None]:
 
 def serve(fd: int) -> None:
     """Import SGLang, then fork whenever the test's process asks, until it is gone."""
-    import sglang.srt.entrypoints.engine  # noqa: F401
+    import sglang.cli.serve
+    import sglang.srt.entrypoints.http_server  # noqa: F401
 
     gc.freeze()
     with socket.socket(fileno=fd) as asks:
-        while True:
-            message, fds, _, _ = socket.recv_fds(asks, _MAX_MESSAGE, _MAX_FDS)
-            if not message:
-                return
-            pid = _fork_for(json.loads(message), fds, asks)
-            for received in fds:
-                os.close(received)
-            asks.send(str(pid).encode())
+        _take_wishes(asks)
+
+
+def _take_wishes(asks: socket.socket) -> None:
+    while True:
+        message, fds, _, _ = socket.recv_fds(asks, _MAX_MESSAGE, _MAX_FDS)
+        if not message:
+            return
+        pid = _fork_for(json.loads(message), fds, asks)
+        for received in fds:
+            os.close(received)
+        asks.send(str(pid).encode())
 
 
 def _fork_for(wish: dict[str, Any], fds: list[int], asks: socket.socket) -> int:
@@ -153,6 +201,9 @@ def _become(wish: dict[str, Any], fds: list[int]) -> NoReturn:
         _take(fds, wish["fds"])
         os.environ.clear()
         os.environ.update(wish["env"])
+        if wish["leads"]:
+            os.setsid()
+            util.spawnv_passfds = _forking(Template.of_this_process())
         program = wish["args"].index("-c") + 1
         sys.argv = ["-c", *wish["args"][program + 1 :]]
         exec(wish["args"][program], {"__name__": "__main__"})

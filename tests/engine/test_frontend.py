@@ -25,10 +25,10 @@ from sglang.lang.ir import SglSamplingParams
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.frontend import Endpoint
 from star_kv_sglang.tools.rollout.scoring import is_correct
-from star_kv_sglang.tools.rollout.server import serving
 from star_kv_sglang.tools.rollout.trajectory import Turn
 from tests.engine.harness import STRICT_CHECKS, other_models
 from tests.engine.machine import environment, server_flags
+from tests.engine.preloaded_server import preloaded_serving
 from tinygui.language import centre_words
 from tinygui.trajectories import generate
 
@@ -82,7 +82,7 @@ def endpoint(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         "--kv-budget", str(KV_BUDGET), "--skip-server-warmup", *server_flags(),
     ]  # fmt: skip
     checks = {**STRICT_CHECKS, "SGLANG_DISABLED_MODEL_ARCHS": other_models()}
-    with environment(checks), serving(flags, tmp_path_factory.mktemp("server") / "server.log") as url:
+    with environment(checks), preloaded_serving(flags, tmp_path_factory.mktemp("server") / "server.log") as url:
         yield sgl.RuntimeEndpoint(url, chat_template_name="qwen2-vl")
 
 

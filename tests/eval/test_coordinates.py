@@ -9,13 +9,11 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize 
 
 from star_kv_sglang.tools.eval.coordinates import (
     CoordinateSpace,
-    PixelBounds,
     extent,
     from_relative,
-    smart_resize,
     to_relative,
 )
-from star_kv_sglang.tools.eval.errors import ImageSizeError
+from star_kv_sglang.tools.resize import ImageSizeError, PixelBounds, smart_resize
 
 BOUNDS = PixelBounds()
 

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.metrics.publisher import counter_name
-from star_kv_sglang.tools.rollout.server import serving
 from tests.engine.conversation import Chat, question, screenshot
+from tests.engine.preloaded_server import preloaded_serving
 from tests.models.checkpoints import make_qwen2_5_vl
 
 pytestmark = [
@@ -38,7 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     model = make_qwen2_5_vl(folder / "model")
     flags = ["--model-path", str(model), "--max-total-tokens", "2000", "--kv-policy", "star-paper", "--enable-metrics"]
     with (
-        serving([*flags, "--kv-budget", "0.2", "--skip-server-warmup"], folder / "server.log") as url,
+        preloaded_serving([*flags, "--kv-budget", "0.2", "--skip-server-warmup"], folder / "server.log") as url,
         httpx.Client(base_url=url, timeout=120, follow_redirects=True) as client,
     ):
         yield client

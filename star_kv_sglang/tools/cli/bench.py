@@ -8,6 +8,7 @@ from star_kv_sglang.tools.cli.bench_budget import budget
 from star_kv_sglang.tools.cli.bench_fleet import fleet
 from star_kv_sglang.tools.cli.bench_ops import ops
 from star_kv_sglang.tools.cli.bench_serve import serve
+from star_kv_sglang.tools.cli.bench_sizing import sizing
 from star_kv_sglang.tools.cli.bench_tree import tree
 from star_kv_sglang.tools.cli.bench_turn import turn
 from star_kv_sglang.tools.cli.bench_waiting import waiting
@@ -25,3 +26,4 @@ bench_app.command("fleet")(fleet)
 bench_app.command("budget")(budget)
 bench_app.command("tree")(tree)
 bench_app.command("waiting")(waiting)
+bench_app.command("sizing")(sizing)

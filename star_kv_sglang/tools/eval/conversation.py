@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 from star_kv_sglang.tools.chat import Message
-from star_kv_sglang.tools.eval.coordinates import Size
 from star_kv_sglang.tools.eval.errors import EvalError
 from star_kv_sglang.tools.eval.families.base import ModelFamily
 from star_kv_sglang.tools.eval.samples import Episode, Screenshot, TaskKind
+from star_kv_sglang.tools.resize import Size
 
 DROPPED_FRAME = "(an earlier screenshot, no longer shown)"
 

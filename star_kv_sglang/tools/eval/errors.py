@@ -31,10 +31,6 @@ class MalformedRow(EvalError, ValueError):
         super().__init__(f"{path}: {row}: {reason}")
 
 
-class ImageSizeError(EvalError, ValueError):
-    """An image has a size that the model's processor refuses."""
-
-
 class ReplyError(EvalError, ValueError):
     """A model's reply holds no action that can be read. It counts as wrong."""
 

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from star_kv_sglang.tools.actions import Action
-from star_kv_sglang.tools.eval.coordinates import Size
 from star_kv_sglang.tools.eval.errors import MalformedRow
+from star_kv_sglang.tools.resize import Size
 
 
 class TaskKind(StrEnum):

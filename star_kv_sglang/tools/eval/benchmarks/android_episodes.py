@@ -8,9 +8,9 @@ from typing import Final
 
 from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind
 from star_kv_sglang.tools.eval.benchmarks.rows import Row, as_row, read_json
-from star_kv_sglang.tools.eval.coordinates import Size
 from star_kv_sglang.tools.eval.errors import DataError
 from star_kv_sglang.tools.eval.samples import Screenshot, Step
+from star_kv_sglang.tools.resize import Size
 
 EPISODES_FILE: Final = "android_control_test.json"
 LARGEST_IMAGE: Final = (1200, 2600)

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Final, Self
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from star_kv_sglang.tools.actions import Action, Point
-from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, PixelBounds, Size, extent, from_relative, to_relative
+from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, extent, from_relative, to_relative
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.samples import Episode, TaskKind
+from star_kv_sglang.tools.resize import PixelBounds, Size
 
 QWEN25_PIXELS: Final = PixelBounds(factor=28, min_pixels=100 * 28 * 28, max_pixels=16384 * 28 * 28)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind, Point, normalise_keys
-from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, Size
+from star_kv_sglang.tools.eval.coordinates import CoordinateSpace
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.base import ModelFamily, render_prompt
 from star_kv_sglang.tools.eval.samples import TaskKind
+from star_kv_sglang.tools.resize import Size
 
 _FENCED = re.compile(r"```(?:python|py|code)?[ \t]*\n(.*?)```", re.DOTALL)
 _LINE = re.compile(r"^[ \t]*((?:pyautogui|computer)\..*)$", re.MULTILINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from star_kv_sglang.tools.eval.coordinates import Size
+from star_kv_sglang.tools.resize import Size
 
 _COMPUTER_ACTIONS: Final = {
     "key": "press the keys in `keys` together",

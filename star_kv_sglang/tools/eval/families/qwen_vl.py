@@ -21,11 +21,12 @@ from star_kv_sglang.tools.actions import (
     normalise_keys,
     swipe_direction,
 )
-from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, PixelBounds, Size
+from star_kv_sglang.tools.eval.coordinates import CoordinateSpace
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.base import ModelFamily, numbers_to_point, render_prompt
 from star_kv_sglang.tools.eval.families.qwen_tools import tool_signature
 from star_kv_sglang.tools.eval.samples import TaskKind
+from star_kv_sglang.tools.resize import PixelBounds, Size
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _POINTING: Final = {

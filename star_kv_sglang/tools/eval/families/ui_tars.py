@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind, normalise_keys, swipe_direction
-from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, Size
+from star_kv_sglang.tools.eval.coordinates import CoordinateSpace
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.base import ModelFamily, numbers_to_point, render_prompt
 from star_kv_sglang.tools.eval.samples import TaskKind
+from star_kv_sglang.tools.resize import Size
 
 _CALL = re.compile(r"(\w+)\s*\((.*?)\)?", re.DOTALL)
 # A value ends at its quote only when another argument or the end follows: typed text may hold bare quotes.
