@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from star_kv_sglang.tools.chat import ChatClient
-from star_kv_sglang.tools.cli.rollout_display import ProgressDisplay, pool_table, task_table, time_table
+from star_kv_sglang.tools.cli.rollout_display import ProgressDisplay, pool_table, pool_use, task_table, time_table
 from star_kv_sglang.tools.cli.rollout_parts import MINIWOB, choose_tasks, find_agent, open_suite
 from star_kv_sglang.tools.rollout import (
     BranchResult,
@@ -71,8 +71,9 @@ def run_command(command: BranchesCommand, console: Console) -> list[BranchResult
     found, split = outcomes(results), time_split(results)
     console.print(task_table(found))
     console.print(time_table(split, cpu_s, "browser" if command.env == MINIWOB else "environment"))
-    if any(sample.shared_tokens is not None or sample.resident_tokens is not None for sample in samples):
-        console.print(pool_table(samples))
+    pool = pool_use(samples)
+    if any(value is not None for value in pool.values()):
+        console.print(pool_table(pool))
     if command.tree is not None:
         for task, best in best_of(results).items():
             console.print(f"best of {task}: branch {best.branch.name}, reward {best.end.reward:.2f}")
@@ -82,6 +83,7 @@ def run_command(command: BranchesCommand, console: Console) -> list[BranchResult
         "cpu_s": cpu_s,
         "wall_s": time.monotonic() - started,
         "processors": len(os.sched_getaffinity(0)),
+        "pool": pool,
         "best": {task: best.branch.name for task, best in best_of(results).items()},
     }
     (command.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

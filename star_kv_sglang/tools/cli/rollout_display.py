@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -105,21 +105,33 @@ def time_table(split: TimeSplit, cpu_s: float, environment: str) -> Table:
     return table
 
 
-def pool_table(samples: Sequence[PoolSample]) -> Table:
-    """What the branches did to the server's pool."""
+def pool_use(samples: Sequence[PoolSample]) -> dict[str, int | None]:
+    """What the branches did to the server's pool, in tokens; None for what it does not tell."""
     first, last = samples[0], samples[-1]
-    table = Table("tokens in the server's pool", "")
-    table.columns[1].justify = "right"
     resident = [sample.resident_tokens for sample in samples if sample.resident_tokens is not None]
     pruned = None
+    # A server that was restarted counts from zero again.
     if first.pruned_tokens is not None and last.pruned_tokens is not None:
-        pruned = last.pruned_tokens - first.pruned_tokens
-    rows = {
-        "peak": max(resident, default=None),
-        "shared by branches, at the end": last.shared_tokens,
-        "private to a branch, at the end": last.private_tokens,
-        "pruned meanwhile": pruned,
+        pruned = last.pruned_tokens - (first.pruned_tokens if last.pruned_tokens >= first.pruned_tokens else 0)
+    return {
+        "peak_tokens": max(resident, default=None),
+        "shared_tokens": last.shared_tokens,
+        "private_tokens": last.private_tokens,
+        "pruned_tokens": pruned,
     }
-    for name, value in rows.items():
+
+
+def pool_table(pool: Mapping[str, int | None]) -> Table:
+    """The same as a table."""
+    table = Table("tokens in the server's pool", "")
+    table.columns[1].justify = "right"
+    names = {
+        "peak_tokens": "peak",
+        "shared_tokens": "shared by branches, at the end",
+        "private_tokens": "private to a branch, at the end",
+        "pruned_tokens": "pruned meanwhile",
+    }
+    for key, name in names.items():
+        value = pool[key]
         table.add_row(name, "not reported" if value is None else f"{value:,}")
     return table
