@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -206,6 +207,18 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, untroubled: dict
     assert traces(tmp_path / "out" / "traces") == untroubled
 
 
+def test_a_request_that_a_server_dropped_at_its_end_is_asked_again(tmp_path: Path, untroubled: dict[str, Any]) -> None:
+    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        answer = completion("rig" if len(server.requests) == 4 else "right")
+        if len(server.requests) == 4:
+            answer["choices"][0]["finish_reason"] = "abort"
+        send(handler, answer)
+
+    with fake_server(chat) as server:
+        play(server.url, tmp_path / "out", patience_s=5.0)
+    assert traces(tmp_path / "out" / "traces") == untroubled
+
+
 def test_a_server_that_stays_away_ends_the_rollout_and_it_goes_on_later(
     tmp_path: Path, untroubled: dict[str, Any]
 ) -> None:
@@ -289,7 +302,5 @@ def test_a_damaged_trace_is_refused_by_line(line: str, message: str, tmp_path: P
 
 
 def _answers(port: int) -> bool:
-    import socket
-
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

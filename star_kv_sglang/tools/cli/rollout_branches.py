@@ -29,6 +29,8 @@ from star_kv_sglang.tools.rollout import (
 from star_kv_sglang.tools.rollout.pool import PoolSample, sampling
 
 _SAMPLE_S = 1.0
+_RETRIES = 3
+"""Of a request that the server is too busy for; it says so while it ends and while it starts, too."""
 _AGAIN = "run the same command again: it goes on where it stopped"
 
 
@@ -99,7 +101,7 @@ async def _run(command: BranchesCommand, console: Console) -> tuple[list[BranchR
     async with (
         open_suite(command.env, command.chromium) as suite,
         ChatClient(
-            command.base_url, api_key=command.api_key, timeout_s=command.timeout_s, retries=1, when_gone=_AGAIN
+            command.base_url, api_key=command.api_key, timeout_s=command.timeout_s, retries=_RETRIES, when_gone=_AGAIN
         ) as client,
     ):
         settings = command.settings(choose_tasks(command.tasks, suite, agent))

@@ -45,6 +45,9 @@ class ProgressDisplay(Watcher):
     def fault(self, branch: Branch, text: str) -> None:
         self._say(f"fault: {branch.label}: {text}; it is tried again")
 
+    def wait(self, text: str) -> None:
+        self._say(f"waiting: {text}")
+
     def end(self, result: BranchResult) -> None:
         task = self._running.pop(result.branch, None)
         if task is not None:

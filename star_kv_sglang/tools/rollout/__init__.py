@@ -23,7 +23,15 @@ from star_kv_sglang.tools.rollout.outcomes import TaskOutcome, TimeSplit, outcom
 from star_kv_sglang.tools.rollout.player import Watcher
 from star_kv_sglang.tools.rollout.search import TreeSettings, best_of, ranked, tree_search
 from star_kv_sglang.tools.rollout.settings import RolloutSettings
-from star_kv_sglang.tools.rollout.trace import Branch, BranchResult, End, EndRow, TurnRow, read_trace
+from star_kv_sglang.tools.rollout.trace import (
+    Branch,
+    BranchResult,
+    End,
+    EndRow,
+    TurnRow,
+    read_trace,
+    without_measurements,
+)
 
 __all__ = [
     "Action",
@@ -56,4 +64,5 @@ __all__ = [
     "run_branches",
     "time_split",
     "tree_search",
+    "without_measurements",
 ]

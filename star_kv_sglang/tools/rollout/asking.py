@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,8 +14,6 @@ import httpx
 from star_kv_sglang.tools.chat import ChatClient, Completion, Message, RequestError, ServerGoneError
 from star_kv_sglang.tools.rollout.pool import FULL, policy_of
 from star_kv_sglang.tools.rollout.settings import RolloutSettings
-
-logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.5
 _ABORTED: Final = "abort"
@@ -56,7 +53,7 @@ class Model:
         policy: str,
         settings: RolloutSettings,
         max_tokens: int,
-        on_wait: Callable[[str], None] = logger.warning,
+        on_wait: Callable[[str], None],
     ) -> None:
         self._client = client
         self._has_policy = policy != FULL
@@ -72,7 +69,7 @@ class Model:
         client: ChatClient,
         settings: RolloutSettings,
         max_tokens: int,
-        on_wait: Callable[[str], None] = logger.warning,
+        on_wait: Callable[[str], None],
     ) -> Model:
         """The model of a server.
 
@@ -125,10 +122,13 @@ class Model:
                     seed=seed if self._settings.temperature > 0 else None,
                 )
             except ServerGoneError as error:
+                # A server that refuses us will not change its mind.
+                if not isinstance(error.__cause__, httpx.TransportError):
+                    raise
                 await self._wait_after(error)
                 continue
             if completion.finish_reason == _ABORTED:
-                await asyncio.sleep(_POLL_S)
+                await self._wait_after(ServerGoneError(f"{self._client.base_url} has dropped a request"))
                 continue
             self._gone_since = None
             return Asked(completion, waiting_s)
@@ -145,9 +145,6 @@ class Model:
         return wishes or None
 
     async def _wait_after(self, error: ServerGoneError) -> None:
-        # A server that refuses us will not change its mind.
-        if not isinstance(error.__cause__, httpx.TransportError):
-            raise error
         now = time.monotonic()
         if self._gone_since is None:
             self._gone_since = now

@@ -71,7 +71,8 @@ async def opened_player(
     if unknown:
         raise RolloutError(f"{suite.name} has no task {', '.join(unknown)}; its tasks are {', '.join(suite.tasks)}")
     max_tokens = agent.max_tokens if settings.max_tokens is None else settings.max_tokens
-    model = await Model.of(client, settings, max_tokens)
+    told = watcher or Watcher()
+    model = await Model.of(client, settings, max_tokens, told.wait)
     described = {
         **{"suite": suite.name, "agent": agent.name, **settings.describe(), **(more or {})},
         "model": settings.model or await client.model(),
@@ -84,7 +85,7 @@ async def opened_player(
             model=model,
             settings=settings,
             folder=folder,
-            watcher=watcher or Watcher(),
+            watcher=told,
             shares_first_turn=settings.branches > 1 or bool(more),
         )
 

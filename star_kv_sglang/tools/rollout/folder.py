@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.trace import TRACE_FORMAT, Branch, Trace, TurnRow
@@ -99,7 +99,7 @@ def trace_path(folder: Path, branch: Branch) -> Path:
     return folder / "traces" / branch.task / f"{branch.name}.jsonl"
 
 
-def _locked(folder: Path) -> Any:
+def _locked(folder: Path) -> TextIO:
     """An open file that is locked until it is closed, or until this process ends, however it ends."""
     file = (folder / "rollout.lock").open("a+", encoding="utf-8")
     try:

@@ -51,6 +51,9 @@ class Watcher:
     def fault(self, branch: Branch, text: str) -> None:
         """Something went wrong with a branch, and it is tried again."""
 
+    def wait(self, text: str) -> None:
+        """The server cannot be reached, and is waited for."""
+
     def end(self, result: BranchResult) -> None:
         """A branch has ended."""
 
