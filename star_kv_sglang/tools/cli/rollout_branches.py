@@ -13,7 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from star_kv_sglang.tools.chat import ChatClient
-from star_kv_sglang.tools.cli.rollout_display import ProgressDisplay, pool_table, pool_use, task_table, time_table
+from star_kv_sglang.tools.cli.rollout_display import (
+    ProgressDisplay,
+    pool_table,
+    pool_use,
+    task_markdown,
+    task_table,
+    time_table,
+)
 from star_kv_sglang.tools.cli.rollout_parts import MINIWOB, choose_tasks, find_agent, open_suite
 from star_kv_sglang.tools.rollout import (
     BranchResult,
@@ -62,7 +69,7 @@ class BranchesCommand:
 
 
 def run_command(command: BranchesCommand, console: Console) -> list[BranchResult]:
-    """Run the branches, print the tables, and write ``summary.json``.
+    """Run the branches, print the tables, and write ``summary.json`` and ``tasks.md``.
 
     Raises:
         StarKVError: As the library does; one line.
@@ -89,7 +96,8 @@ def run_command(command: BranchesCommand, console: Console) -> list[BranchResult
         "best": {task: best.branch.name for task, best in best_of(results).items()},
     }
     (command.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    console.print(f"Written to {command.out}: traces, screenshots, summary.json", soft_wrap=True)
+    (command.out / "tasks.md").write_text(task_markdown(found), encoding="utf-8")
+    console.print(f"Written to {command.out}: traces, screenshots, summary.json, tasks.md", soft_wrap=True)
     failed = sum(result.end.end is End.FAILED for result in results)
     if failed:
         console.print(f"{failed} of {len(results)} branches failed; {_AGAIN}", soft_wrap=True)

@@ -60,25 +60,37 @@ class ProgressDisplay(Watcher):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+_COLUMNS = ("task", "branches", "success", "best reward", "mean reward", "turns", "seconds", "prompt cached")
+
+
 def task_table(outcomes: Sequence[TaskOutcome]) -> Table:
     """A row for each task."""
-    table = Table("task", "branches", "success", "best reward", "mean reward", "turns", "seconds", "prompt cached")
+    table = Table(*_COLUMNS)
     for column in table.columns[1:]:
         column.justify = "right"
     for one in outcomes:
-        failed = f" ({one.failed} failed)" if one.failed else ""
-        table.add_row(
-            one.task,
-            f"{one.branches}{failed}",
-            f"{one.successes / one.branches:.0%}",
-            f"{one.best:.2f}",
-            f"{one.mean:.2f}",
-            str(one.turns),
-            f"{one.seconds:.1f}",
-            HITS_UNKNOWN if one.cached is None else f"{one.cached:.0%}",
-            end_section=one is outcomes[-2] if len(outcomes) > 1 else False,
-        )
+        table.add_row(*_cells(one), end_section=len(outcomes) > 1 and one is outcomes[-2])
     return table
+
+
+def task_markdown(outcomes: Sequence[TaskOutcome]) -> str:
+    """The same for a page."""
+    rows = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *(_cells(one) for one in outcomes)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cells(one: TaskOutcome) -> tuple[str, ...]:
+    failed = f" ({one.failed} failed)" if one.failed else ""
+    return (
+        one.task,
+        f"{one.branches}{failed}",
+        f"{one.successes / one.branches:.0%}",
+        f"{one.best:.2f}",
+        f"{one.mean:.2f}",
+        str(one.turns),
+        f"{one.seconds:.1f}",
+        HITS_UNKNOWN if one.cached is None else f"{one.cached:.0%}",
+    )
 
 
 def time_table(split: TimeSplit, cpu_s: float, environment: str) -> Table:
