@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from star_kv_sglang import cpu_mode
@@ -33,6 +36,12 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self._folder, self._port, self._running = folder, free_port(), ExitStack()
         self.start()
+
+    def kill(self) -> None:
+        """All its processes at once, with what they are doing; asked to end, it would first answer everybody."""
+        listening = [one.pid for one in psutil.net_connections("tcp") if one.laddr.port == self._port and not one.raddr]
+        os.killpg(listening[0], signal.SIGKILL)
+        self.stop()
 
     def start(self) -> None:
         log = self._folder / f"server{time.monotonic_ns()}.log"
@@ -81,7 +90,7 @@ def test_branches_in_a_browser_share_their_beginning_and_keep_a_part_of_the_rest
     assert summary["pool"]["pruned_tokens"] > 0 and summary["pool"]["shared_tokens"] > 0
 
 
-def test_a_server_that_is_restarted_in_the_middle_is_waited_for(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_in_the_middle_and_started_again_is_waited_for(server: Server, tmp_path: Path) -> None:
     """The small model plays the generated worlds; the new server knows none of the screenshots' digests."""
     words = ["--env", "tinygui.environment:worlds", "--agent", "small", "--tasks", "panels", "--branches", "8"]
     status: list[int] = []
@@ -90,11 +99,11 @@ def test_a_server_that_is_restarted_in_the_middle_is_waited_for(server: Server, 
     rollout.start()
     while num_turns(tmp_path) < 10:
         time.sleep(0.02)
-    server.stop()
-    stopped_at = num_turns(tmp_path)
+    server.kill()
+    killed_at = num_turns(tmp_path)
     server.start()
     rollout.join(120)
     assert status == [0]
     played = results(tmp_path)
-    assert stopped_at < 48 and [len(one.rows) for one in played] == [6] * 8
+    assert killed_at < 48 and [len(one.rows) for one in played] == [6] * 8
     assert all(one.end.reward > 0.8 and one.end.error is None for one in played)

@@ -74,7 +74,9 @@ class Chromium:
 
     def processes(self) -> list[psutil.Process]:
         """The browser's own process, without its helpers; none while it does not run."""
-        found = []
+        found: list[psutil.Process] = []
+        if not self._mark:
+            return found
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 words = process.cmdline()

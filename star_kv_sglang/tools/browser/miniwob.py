@@ -25,7 +25,7 @@ from star_kv_sglang.tools.rollout.environment import EnvironmentFault, Score
 
 WIDTH: Final = 160
 HEIGHT: Final = 210
-WINDOW: Final = (500, 240)
+WINDOW: Final = (500, 320)
 """Of the browser, as MiniWoB++ has it: in a smaller one, pages scroll to what is beside the task."""
 EPISODE_MS: Final = 60_000
 """Of the page's clock, instead of the page's own limit, which is meant for people and short scripts."""

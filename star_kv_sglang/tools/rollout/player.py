@@ -233,7 +233,7 @@ class Player:
         """What the reply says, what was done of it, and why not all."""
         try:
             actions = await self._ask_environment("the agent", lambda: self.agent.actions(reply, view))
-        except NoActionError as error:
+        except (NoActionError, ActionRefusedError) as error:
             return (), (), " ".join(str(error).split())
         done: list[Action] = []
         for action in actions:
