@@ -1,5 +1,6 @@
 # make install   everything into .venv (no root, nothing global)
 # make demo      a GUI agent's branches on a real server, full cache against STaR-KV
+# make demo-browser  branches in a real browser on a real server, and where their time goes; needs Chromium
 # make test      what CI runs: lint, types, all tests that need no GPU
 # make test-seams  what of SGLang is relied on, against the installed SGLang or SGLANG=FOLDER, without starting it
 # make soak      half an hour of load on a real server
@@ -16,13 +17,17 @@ PYTHON ?= $(VENV)/python
 GPU_JOBS ?= 4
 TREE := build/tree
 
-.PHONY: install demo lint format types test test-nightly test-seams test-gpu soak docs docs-serve newcomer tree wheel dist check-wheel clean
+.PHONY: install demo demo-browser lint format types test test-nightly test-seams test-gpu soak docs docs-serve newcomer tree wheel dist check-wheel clean
 
 install:
 	@PYTHON=$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),) bash scripts/install.sh
 
 demo: install
 	$(VENV)/python examples/demo.py
+
+demo-browser: install
+	bash scripts/install_browser.sh
+	$(VENV)/python examples/demo_browser.py
 
 lint: install
 	$(VENV)/ruff check .

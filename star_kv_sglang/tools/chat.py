@@ -169,11 +169,15 @@ class ChatClient:
         model: str | None = None,
         custom_params: dict[str, Any] | None = None,
         cache_salt: str | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
     ) -> Completion:
-        """Ask for a greedy completion.
+        """Ask for a completion, a greedy one by default.
 
         Args:
             model: by default the first that the server lists.
+            temperature: of the sampling.
+            seed: of the sampling, for servers that take one; sent only when given.
             custom_params: SGLang's per-request parameters; sent only when given.
             cache_salt: requests of different salts share nothing in the server's cache (SGLang and vLLM know the
                 field); sent only when given.
@@ -186,9 +190,9 @@ class ChatClient:
             "model": await self.model() if model is None else model,
             "messages": [*messages],
             "max_tokens": max_tokens,
-            "temperature": 0,
+            "temperature": temperature,
         }
-        optional = {"custom_params": custom_params, "cache_salt": cache_salt}
+        optional = {"custom_params": custom_params, "cache_salt": cache_salt, "seed": seed}
         body.update({name: value for name, value in optional.items() if value is not None})
         urls = image_urls(messages)
 

@@ -54,12 +54,16 @@ ALLOWED: dict[str, set[str]] = {
     "tools.chat": {"tools.image_references"},
     "tools.measuring": set(),
     "tools.resize": set(),
-    "tools.rollout": {"cpu_mode", "config", "tools.chat"},
+    "tools.actions": set(),
+    "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat"},
+    # who plays in a rollout, and where
+    "tools.browser": {"tools.actions", "tools.rollout"},
+    "tools.agents": {"tools.actions", "tools.eval", "tools.rollout"},
     "tools.report": {"tools.rollout"},
     "tools.view": {"introspection"},
     "tools.eval": {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
-        *("tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
+        *("tools.actions", "tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
     },
     "tools.bench": {
         "triton_ops",
@@ -74,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.cli": {
         *("algorithm", "triton_ops", "cpu_mode"),
         *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view"),
+        *("tools.agents", "tools.browser"),
     },
     "__init__": set(),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.eval.benchmarks.base import Benchmark, finish
 from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, Size
 from star_kv_sglang.tools.eval.errors import ReplyError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.eval.benchmarks.android_control import AndroidControlHigh, AndroidControlLow
 from star_kv_sglang.tools.eval.errors import DataError
 from star_kv_sglang.tools.eval.samples import Step

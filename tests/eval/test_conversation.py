@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.eval.conversation import DROPPED_FRAME, build_messages
 from star_kv_sglang.tools.eval.errors import EvalError, ReplyError
 from star_kv_sglang.tools.eval.families import FAMILIES, get_family

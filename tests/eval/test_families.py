@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind, normalise_keys, swipe_direction
+from star_kv_sglang.tools.actions import Action, ActionKind, normalise_keys, swipe_direction
 from star_kv_sglang.tools.eval.errors import EvalError, ReplyError
 from star_kv_sglang.tools.eval.families import FAMILIES, get_family
 from star_kv_sglang.tools.eval.samples import TaskKind

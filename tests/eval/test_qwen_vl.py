@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.qwen_vl import Qwen3VL, Qwen25VL
 from star_kv_sglang.tools.eval.samples import TaskKind

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.eval.benchmarks.screenspot import ScreenSpotPro, ScreenSpotV2, contains
 from star_kv_sglang.tools.eval.errors import DataError
 from tests.eval.conftest import MakeImage

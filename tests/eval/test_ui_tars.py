@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind
+from star_kv_sglang.tools.actions import Action, ActionKind
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.ui_tars import UITars15
 from star_kv_sglang.tools.eval.samples import TaskKind

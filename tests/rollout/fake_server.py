@@ -51,8 +51,10 @@ def reply(text: str) -> Chat:
 
 
 @contextmanager
-def fake_server(chat: Chat, *, info: dict[str, Any] | None = None, metrics: str | None = None) -> Iterator[FakeServer]:
-    """Serves on a free port while the body runs."""
+def fake_server(
+    chat: Chat, *, info: dict[str, Any] | None = None, metrics: str | None = None, port: int = 0
+) -> Iterator[FakeServer]:
+    """Serves while the body runs, on a free port by default."""
     fake = FakeServer(chat, info, metrics)
 
     class Handler(BaseHTTPRequestHandler):
@@ -70,7 +72,7 @@ def fake_server(chat: Chat, *, info: dict[str, Any] | None = None, metrics: str 
         def log_message(self, format: str, *args: object) -> None:
             """Keeps the test's output clean."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from star_kv_sglang.tools.eval.actions import Point
+from star_kv_sglang.tools.actions import Point
 from star_kv_sglang.tools.resize import PixelBounds, Size, smart_resize
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from star_kv_sglang.tools.actions import Action
 from star_kv_sglang.tools.chat import ChatClient, Completion, RequestError, ServerGoneError
-from star_kv_sglang.tools.eval.actions import Action
 from star_kv_sglang.tools.eval.benchmarks.base import Benchmark
 from star_kv_sglang.tools.eval.conversation import build_messages, sent_size
 from star_kv_sglang.tools.eval.errors import EvalError, ReplyError

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from star_kv_sglang.tools.eval.actions import Action
+from star_kv_sglang.tools.actions import Action
 from star_kv_sglang.tools.eval.errors import MalformedRow
 from star_kv_sglang.tools.resize import Size
 

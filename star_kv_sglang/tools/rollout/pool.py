@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from star_kv_sglang.tools.chat import ChatClient
+from star_kv_sglang.tools.chat import ChatClient, ChatError
 
 POLICY_FIELD = "kv_policy"
 FULL = "full"
@@ -69,17 +69,24 @@ async def sample(client: ChatClient) -> PoolSample:
 
 
 @asynccontextmanager
-async def sampling(client: ChatClient, *, interval_s: float = 0.5) -> AsyncIterator[list[PoolSample]]:
+async def sampling(
+    client: ChatClient, *, interval_s: float = 0.5, through_restarts: bool = False
+) -> AsyncIterator[list[PoolSample]]:
     """Samples the pool while the body runs; the list grows meanwhile and ends with a sample taken after the body.
 
-    An error of the sampling ends the body's task group, as an error of the rollout itself would.
+    An error of the sampling ends the body's task group, as an error of the rollout itself would; with
+    ``through_restarts``, moments in which the server does not answer are left out.
     """
     samples = [await sample(client)]
 
     async def keep_sampling() -> None:
         while True:
             await asyncio.sleep(interval_s)
-            samples.append(await sample(client))
+            try:
+                samples.append(await sample(client))
+            except ChatError:
+                if not through_restarts:
+                    raise
 
     async with asyncio.TaskGroup() as group:
         task = group.create_task(keep_sampling())

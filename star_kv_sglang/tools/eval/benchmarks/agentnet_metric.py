@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from star_kv_sglang.tools.eval.actions import POINTING, Action, ActionKind, Point
+from star_kv_sglang.tools.actions import POINTING, Action, ActionKind, Point
 from star_kv_sglang.tools.eval.benchmarks.base import mean
 from star_kv_sglang.tools.eval.benchmarks.screenspot import RelativeBox, contains
 from star_kv_sglang.tools.eval.samples import Score

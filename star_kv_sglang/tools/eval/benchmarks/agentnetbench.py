@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from star_kv_sglang.tools.eval.actions import FAILURE, SUCCESS, Action, ActionKind, Point, normalise_keys
+from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind, Point, normalise_keys
 from star_kv_sglang.tools.eval.benchmarks.agentnet_metric import TrueAction, score_actions
 from star_kv_sglang.tools.eval.benchmarks.base import Benchmark, finish
 from star_kv_sglang.tools.eval.benchmarks.rows import Row, as_row, read_json

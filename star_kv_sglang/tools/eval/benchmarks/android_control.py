@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from star_kv_sglang.tools.eval.actions import Action, ActionKind, Point
+from star_kv_sglang.tools.actions import Action, ActionKind, Point
 from star_kv_sglang.tools.eval.benchmarks.android_episodes import (
     EPISODES_FILE,
     EpisodeFile,

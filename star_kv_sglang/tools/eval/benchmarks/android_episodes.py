@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from star_kv_sglang.tools.eval.actions import FAILURE, SUCCESS, Action, ActionKind
+from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind
 from star_kv_sglang.tools.eval.benchmarks.rows import Row, as_row, read_json
 from star_kv_sglang.tools.eval.errors import DataError
 from star_kv_sglang.tools.eval.samples import Screenshot, Step

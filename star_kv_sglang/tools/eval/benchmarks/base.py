@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from star_kv_sglang.tools.eval.actions import Action
+from star_kv_sglang.tools.actions import Action
 from star_kv_sglang.tools.eval.errors import DataError, MalformedRow
 from star_kv_sglang.tools.eval.samples import Dataset, Episode, Score, Step, TaskKind
 

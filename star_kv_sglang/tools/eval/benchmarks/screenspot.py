@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from star_kv_sglang.tools.eval.actions import Action, Point
+from star_kv_sglang.tools.actions import Action, Point
 from star_kv_sglang.tools.eval.benchmarks.base import Benchmark, collect, finish
 from star_kv_sglang.tools.eval.benchmarks.rows import Row, read_rows
 from star_kv_sglang.tools.eval.errors import DataError, MalformedRow

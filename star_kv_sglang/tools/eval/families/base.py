@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from star_kv_sglang.tools.eval.actions import Action, Point
+from star_kv_sglang.tools.actions import Action, Point
 from star_kv_sglang.tools.eval.coordinates import CoordinateSpace, extent, from_relative, to_relative
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.samples import Episode, TaskKind

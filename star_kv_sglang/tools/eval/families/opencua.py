@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from star_kv_sglang.tools.eval.actions import FAILURE, SUCCESS, Action, ActionKind, Point, normalise_keys
+from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind, Point, normalise_keys
 from star_kv_sglang.tools.eval.coordinates import CoordinateSpace
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.base import ModelFamily, render_prompt

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from star_kv_sglang.tools.eval.actions import (
+from star_kv_sglang.tools.actions import (
     FAILURE,
     SUCCESS,
     Action,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from star_kv_sglang.tools.eval.actions import FAILURE, SUCCESS, Action, ActionKind, normalise_keys, swipe_direction
+from star_kv_sglang.tools.actions import FAILURE, SUCCESS, Action, ActionKind, normalise_keys, swipe_direction
 from star_kv_sglang.tools.eval.coordinates import CoordinateSpace
 from star_kv_sglang.tools.eval.errors import ReplyError
 from star_kv_sglang.tools.eval.families.base import ModelFamily, numbers_to_point, render_prompt

@@ -1,0 +1,1 @@
+"""Agents for rollouts that do what their model says."""

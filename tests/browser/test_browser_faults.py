@@ -1,0 +1,124 @@
+"""A browser that crashes or hangs, and pages that never load or never answer: a line each, and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from star_kv_sglang.tools.browser import chromium, miniwob
+from star_kv_sglang.tools.browser.extra import pages_folder
+from star_kv_sglang.tools.browser.miniwob import MiniWobSuite
+from star_kv_sglang.tools.browser.scripted import ScriptedAgent
+from star_kv_sglang.tools.browser.site import serving_pages
+from star_kv_sglang.tools.rollout import Action, BranchResult, End, RolloutSettings
+from tests.browser.miniwob import play
+from tests.rollout.fake_server import fake_server, reply
+from tests.rollout.small_world import Faults
+
+pytestmark = pytest.mark.slow
+
+WANDERING = ScriptedAgent(detours=0.6)
+SETTINGS = partial(RolloutSettings, tasks=("enter-text",), branches=2, max_turns=40)
+
+
+async def signal_in_mid_play(number: signal.Signals, out: Path, suite: MiniWobSuite) -> None:
+    """Signals the browser once turns have been played."""
+    while sum(path.read_text().count('"turn"') for path in out.rglob("*.jsonl")) < 6:
+        await asyncio.sleep(0.02)
+    for process in suite.chromium.processes():
+        process.send_signal(number)
+
+
+Played = list[list[tuple[str, tuple[Action, ...]]]]
+
+
+def played(results: list[BranchResult]) -> Played:
+    return [[(row.screen, row.actions) for row in one.rows] for one in results]
+
+
+@pytest.fixture(scope="module")
+def untroubled(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """What a rollout without faults plays."""
+    with fake_server(reply("x4 y4")) as server:
+        return played(play(server.url, tmp_path_factory.mktemp("untroubled"), SETTINGS(), agent=WANDERING))
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGKILL, "closed"), (signal.SIGSTOP, "hangs: ")], ids=["crash", "hang"]
+)
+def test_a_browser_that_goes_is_replaced_and_all_branches_come_back_to_their_place(
+    number: signal.Signals, said: str, tmp_path: Path, untroubled: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chromium, "_OPEN_S", 2.0)
+    monkeypatch.setattr(chromium, "_CLOSE_S", 1.0)
+    watcher = Faults()
+    settings = SETTINGS(environment_timeout_s=2.5)
+    with fake_server(reply("x4 y4")) as server:
+        meanwhile = partial(signal_in_mid_play, number, tmp_path)
+        results = play(server.url, tmp_path, settings, agent=WANDERING, watcher=watcher, meanwhile=meanwhile)
+    assert [one.success for one in results] == [True] * 2
+    assert watcher.faults and all("\n" not in text for _, text in watcher.faults)
+    assert any(said in text for _, text in watcher.faults)
+    assert played(results) == untroubled
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_page_that_never_loads_fails_its_branches_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(miniwob, "_LOAD_MS", 700)
+
+    class OneIsSilent(MiniWobSuite):
+        def open(self, task: str):  # type: ignore[no-untyped-def]
+            site = silent if task == "click-test-2" else self._site
+            return MiniWobSuite(self.chromium, site, self.tasks).open(task)
+
+    with fake_server(reply("x4 y4")) as server, silent_server() as silent:
+        results = play(
+            server.url,
+            tmp_path,
+            SETTINGS(tasks=("click-test-2", "click-link"), branches=2, retries=0),
+            change=lambda suite: OneIsSilent(suite.chromium, suite._site, suite.tasks),
+        )
+    assert [one.end.end for one in results] == [End.FAILED, End.FAILED, End.DONE, End.DONE]
+    assert results[0].end.error == f"{silent}/miniwob/click-test-2.html has not loaded within 0.7 s"
+
+
+LOOPING = """<script src="../core/core.js"></script><script>
+var genProblem = () => {}; window.onload = () => core.startEpisode();
+</script><div id="wrap"><div id="query">Click.</div><button id="subbtn" onclick="for (;;);">loop</button></div>"""
+
+
+def test_a_page_that_loops_for_ever_is_given_up_and_no_page_of_miniwob_is_told(tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    (pages / "miniwob").mkdir(parents=True)
+    (pages / "core").symlink_to(pages_folder() / "core")
+    (pages / "miniwob" / "click-test.html").write_text(LOOPING)
+    (pages / "miniwob" / "click-test-2.html").write_text("<p>Welcome")
+    (pages / "miniwob" / "click-link.html").symlink_to(pages_folder() / "miniwob" / "click-link.html")
+    (pages / "common").symlink_to(pages_folder() / "common")
+    tasks = ("click-test", "click-test-2", "click-link")
+    with fake_server(reply("x4 y4")) as server, serving_pages(pages) as site:
+        results = play(
+            server.url,
+            tmp_path / "out",
+            SETTINGS(tasks=tasks, branches=1, retries=0, environment_timeout_s=3.0),
+            change=lambda suite: MiniWobSuite(suite.chromium, site, tasks),
+        )
+    assert [one.end.error for one in results] == [
+        "the environment hangs: an action took more than 3 s",
+        f"{site}/miniwob/click-test-2.html is no page of MiniWoB++",
+        None,
+    ]
+    assert results[2].success
