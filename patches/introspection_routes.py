@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PATHS = ("tree", "frame", "text", "screenshot")
 
+_asking: set[asyncio.Future[Any]] = set()
+"""Questions that are under way; the event loop alone would not keep them."""
 _services: weakref.WeakKeyDictionary[TokenizerManager, Introspection] = weakref.WeakKeyDictionary()
 
 
@@ -70,7 +73,11 @@ async def _ask(question: str) -> Mapping[str, Any]:
 
     manager = _manager()
     manager.auto_create_handle_loop()
-    (answer,) = await manager.get_internal_state_communicator(GetInternalStateReq(rid=question))
+    # A client that hangs up must not end this half-way: SGLang would take the late answer for the next question's.
+    asking = asyncio.ensure_future(manager.get_internal_state_communicator(GetInternalStateReq(rid=question)))
+    _asking.add(asking)
+    asking.add_done_callback(_asking.discard)
+    (answer,) = await asyncio.shield(asking)
     told: Mapping[str, Any] = answer.internal_state[protocol.ANSWER]
     return told
 

@@ -78,6 +78,30 @@ def test_a_question_reaches_the_scheduler_and_its_answer_the_client(http_server:
     assert manager.asked == [{"ask": "walk", "cuts_after": 0}]
 
 
+def test_a_client_that_hangs_up_leaves_no_answer_for_the_next_one(http_server: Any) -> None:
+    manager, answered = Manager(protocol.TREE), []
+    at_once = manager.get_internal_state_communicator
+
+    async def later(request: Any) -> list[Any]:
+        await asyncio.sleep(0.05)
+        answered.append(request)
+        return await at_once(request)
+
+    async def hang_up() -> None:
+        request: Any = SimpleNamespace(url=SimpleNamespace(path="/star_kv/tree"), query_params={})
+        task = asyncio.create_task(routes._handle(request))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.2)
+
+    manager.get_internal_state_communicator = later  # type: ignore[method-assign]
+    http_server._global_state.tokenizer_manager = manager
+    asyncio.run(hang_up())
+    assert len(answered) == 1 and not routes._asking
+
+
 def request_with(image: object) -> tuple[Any, Any]:
     """A request as it came, and what SGLang made of it."""
     item = SimpleNamespace(hash=0xBEEF, is_image=lambda: True)

@@ -138,7 +138,6 @@ def test_a_wrong_command_is_told_what_it_needs(words: list[str], told: str) -> N
 
 def test_a_port_that_is_taken_is_told() -> None:
     taken = listen("127.0.0.1", 0)
-    taken.listen()
     with pytest.raises(ViewError, match="give another --port"):
         listen("127.0.0.1", taken.getsockname()[1])
     taken.close()
@@ -196,6 +195,39 @@ def test_an_answer_that_cannot_be_read_is_told_and_the_watch_goes_on(server: tup
         return states
 
     assert asyncio.run(watch()) == ["waiting", "refused", "following"]
+
+
+def test_a_page_that_sleeps_gets_the_state_of_when_it_wakes_up() -> None:
+    async def watch() -> list[dict[str, Any]]:
+        source = LiveSource(Client("http://127.0.0.1:9"), interval_s=1.0)
+        page = source.records()
+        told = [await anext(page) for _ in range(3)]
+        for number in range(500):
+            source._take(made.snapshot(made.tree(1, 1), at=float(number)))
+        assert all(queue.qsize() < 100 for queue in source._pages)
+        while told[-1]["type"] != "tree" or told[-1]["time"] < made.START + 499:
+            told.append(await asyncio.wait_for(anext(page), 5))
+        source.end()
+        return told
+
+    told = asyncio.run(watch())
+    assert [record["type"] for record in told[:3]] == ["header", "past", "status"] and len(told) < 150
+    whole = max(number for number, record in enumerate(told) if record.get("full"))
+    assert rows(told[whole]) == [1, 2] and all(not record.get("full") for record in told[whole + 1 :])
+
+
+def test_a_recording_that_cannot_go_on_is_told_and_the_watch_goes_on(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run.jsonl")
+
+    def full(record: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    recorder.write = full  # type: ignore[method-assign]
+    source = LiveSource(Client("http://127.0.0.1:9"), interval_s=1.0, recorder=recorder)
+    for at in (0.0, 1.0):
+        source._take(made.snapshot(made.tree(1, 1), at=at))
+    assert source._now()[-1]["text"] == "following, but the recording has ended: No space left on device"
+    recorder.close()
 
 
 def test_a_key_is_sent_and_nobody_who_does_not_answer_is_an_error(server: tuple[made.FakeServer, str]) -> None:

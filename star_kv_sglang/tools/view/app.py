@@ -136,6 +136,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Who opens the page as soon as its address is printed waits, and is not refused.
+        listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()
         raise ViewError(f"--host {host} --port {port}: cannot be listened at ({error}); give another --port") from error

@@ -21,6 +21,8 @@ MOST_POINTS: Final = 3_600
 """Of the charts' past, for a page that is opened later."""
 _MOST_BEHIND: Final = 64
 """Records that a page may be behind before it gets the whole tree anew."""
+_BEHIND: Final[dict[str, Any]] = {}
+"""Stands for all that a page has missed."""
 _RETRY_S: Final = 1.0
 _FRAMES_A_TURN: Final = 8
 """Heat maps that a recording asks for between two snapshots."""
@@ -56,7 +58,7 @@ class LiveSource:
         self._pages: set[asyncio.Queue[dict[str, Any] | None]] = set()
         self._recorded: dict[tuple[int, int], int] = {}
         self._pictures: set[str] = set()
-        self._has_ended = False
+        self._following = "following"
 
     @property
     def title(self) -> str:
@@ -90,7 +92,7 @@ class LiveSource:
         try:
             self._take(await self._client.snapshot())
             if self._recorder is not None and self._with_frames:
-                await self._record_frames(self._recorder)
+                await self._record_frames()
         except UnreachableError as error:
             self._tell("lost", f"{error}. Trying again every second; this page goes on by itself.")
             await asyncio.sleep(_RETRY_S)
@@ -117,8 +119,7 @@ class LiveSource:
         self._points.append(
             {key: record[key] for key in ("time", "started", "totals", "images", "policy", "num_nodes")}
         )
-        if self._status["state"] != "following":
-            self._tell("following", "following")
+        self._tell("following", self._following)
         self._hand_out(record)
 
     def _tell(self, state: str, text: str) -> None:
@@ -127,12 +128,17 @@ class LiveSource:
             self._hand_out(self._status)
 
     def _hand_out(self, record: dict[str, Any]) -> None:
-        if self._recorder is not None:
-            self._recorder.write(record)
+        self._record(record)
         for page in self._pages:
-            page.put_nowait(record)
+            if page.qsize() > _MOST_BEHIND:
+                # Nobody reads it, as in a tab that sleeps. When somebody does, he gets the state of then.
+                while not page.empty():
+                    page.get_nowait()
+                page.put_nowait(_BEHIND)
+            else:
+                page.put_nowait(record)
 
-    async def _record_frames(self, recorder: Recorder) -> None:
+    async def _record_frames(self) -> None:
         """Heat maps that are new or have changed, and screenshots that are new, some at a time."""
         room = _FRAMES_A_TURN
         for ident, row in self._differ.rows.items():
@@ -150,7 +156,6 @@ class LiveSource:
 
     def end(self) -> None:
         """Nothing more is shown."""
-        self._has_ended = True
         for page in self._pages:
             page.put_nowait(None)
 
@@ -163,13 +168,8 @@ class LiveSource:
             for record in self._now():
                 yield record
             while (new := await page.get()) is not None:
-                if page.qsize() > _MOST_BEHIND and not self._has_ended:
-                    while not page.empty():
-                        page.get_nowait()
-                    for record in self._now():
-                        yield record
-                else:
-                    yield new
+                for record in self._now() if new is _BEHIND else [new]:
+                    yield record
         finally:
             self._pages.discard(page)
 
@@ -196,5 +196,10 @@ class LiveSource:
         return answer.content, "application/json"
 
     def _record(self, record: dict[str, Any]) -> None:
-        if self._recorder is not None:
+        if self._recorder is None:
+            return
+        try:
             self._recorder.write(record)
+        except OSError as error:
+            self._recorder = None
+            self._following = f"following, but the recording has ended: {error.strerror or error}"

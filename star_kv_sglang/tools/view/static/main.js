@@ -92,7 +92,7 @@ function drawNumbers(record, nodes, runs) {
     [count(sizes.private), "private tokens"],
     [count(sizes.pruned), "pruned tokens"],
     [share(totals.used_pool_tokens / totals.pool_tokens), `of ${count(totals.pool_tokens)} slots`],
-    [share(totals.num_cached_prompt_tokens / totals.num_prompt_tokens), "prompts cached"],
+    [share(totals.num_cached_prompt_tokens / totals.num_prompt_tokens), "hit rate"],
     [count(totals.num_prompts), "turns"],
   ];
   $("numbers").replaceChildren(...numbers.map(([value, name]) =>
