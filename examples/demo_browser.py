@@ -7,6 +7,7 @@ web pages: it is asked at every turn, with all screenshots so far, and a script 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from star_kv_sglang.tools.rollout.server import serving
 
 MODEL = Path(__file__).parent / "tinygui" / "model"
 FLAGS = ("--kv-policy", "star", "--enable-metrics", "--enable-cache-report")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
+"""In CPU mode, torch's threads would wait for the cores that the browser has, and the server with them."""
 TASKS = "click-button,click-tab-2,enter-password,click-checkboxes"
 
 
@@ -40,9 +43,10 @@ def demo(
         def on_wait(seconds: float) -> None:
             status.update(f"Starting the server (SGLang loads, {seconds:.0f} s)")
 
-        with serving(("--model-path", str(MODEL), *FLAGS), out / "server.log", on_wait=on_wait) as url:
+        flags, log = ("--model-path", str(MODEL), *FLAGS), out / "server.log"
+        with serving(flags, log, on_wait=on_wait, environment=ENVIRONMENT) as url:
             status.stop()
-            console.print(f"Server is ready at {url}; its log is {out / 'server.log'}", soft_wrap=True)
+            console.print(f"Server is ready at {url}; its log is {log}", soft_wrap=True)
             console.print("The agent asks the model at every turn, and acts by script.")
             rollout(None, base_url=url, env="miniwob", tasks=tasks, branches=branches, seed=seed, out=out / "rollout")
 
