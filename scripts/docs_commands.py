@@ -3,6 +3,7 @@
 Every block of `bash`, `console` or `python` in README.md and docs/ has a comment on the line before its fence:
 
     <!-- start -->                  starts the server; the newcomer's path runs it first
+    <!-- watch -->                  shows a page for as long as it runs, of that server
     <!-- cpu -->                    runs against that server (scripts/newcomer.py, and its test)
     <!-- cpu: FILE -->              FILE, a test of every run, runs it
     <!-- nightly: ARGUMENTS -->     `make test-nightly` runs it with these arguments behind it, which make it short
@@ -19,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = ("bash", "console", "python")
-KINDS = ("start", "cpu", "nightly", "gpu", "not run")
+KINDS = ("start", "watch", "cpu", "nightly", "gpu", "not run")
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (?P<kind>[a-z ]+?)(?:: (?P<rest>.*?))? -->\n *\Z")
 

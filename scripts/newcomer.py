@@ -28,12 +28,14 @@ from pathlib import Path
 from docs_commands import ROOT, Block, all_blocks
 
 FIRST_PAGES = ("README.md", "docs/quickstart.md")
+START_PAGE = FIRST_PAGES[-1]
 PORT = "30000"
 READERS_FILES = ("screen.png", "next.png", "before.png", "after.png")
 SAMPLES = "tests/examples/data/samples"
 TREE = "build/tree"
 START_S = 300
 BLOCK_S = 240
+WATCH_S = 60
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,22 @@ def run(text: str, place: Place, *, language: str = "bash") -> subprocess.Comple
     )  # fmt: skip
 
 
+def watch(text: str, place: Place) -> subprocess.CompletedProcess[str]:
+    """Start what shows a page, open the page, and end it by Ctrl-C."""
+    port = free_port()
+    process = subprocess.Popen(
+        f"exec {place.ported(text).strip()} --port {port}", shell=True, executable="/bin/bash", cwd=place.folder,
+        env=place.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline, is_shown = time.monotonic() + WATCH_S, False
+    while not is_shown and process.poll() is None and time.monotonic() < deadline:
+        is_shown = answers(f"http://127.0.0.1:{port}/")
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=WATCH_S)[0]
+    return subprocess.CompletedProcess(text, 0 if is_shown else 1, said, "")
+
+
 def went_wrong(done: subprocess.CompletedProcess[str]) -> bool:
     """A command failed, or a server's answer is an error; curl alone would not say so."""
     return done.returncode != 0 or '"error"' in done.stdout or "unknown_images" in done.stdout
@@ -151,8 +169,8 @@ def walk(place: Place) -> int:
         How many failed.
     """
     blocks = all_blocks()
-    start = next(block for block in blocks if block.kind == "start")
-    mine = [block for block in blocks if block.kind == "cpu" and not block.rest]
+    start = next(block for block in blocks if block.kind == "start" and block.page == START_PAGE)
+    mine = [block for block in blocks if block.kind == "watch" or (block.kind == "cpu" and not block.rest)]
     mine.sort(key=lambda block: FIRST_PAGES.index(block.page) if block.page in FIRST_PAGES else len(FIRST_PAGES))
     num_failed = 0
     begin = time.monotonic()
@@ -161,7 +179,8 @@ def walk(place: Place) -> int:
         readers_files(place.folder)
         for block in mine:
             begin = time.monotonic()
-            done = run(block.text, place, language=block.language)
+            is_page = block.kind == "watch"
+            done = watch(block.text, place) if is_page else run(block.text, place, language=block.language)
             failed = went_wrong(done)
             num_failed += failed
             print(f"{'FAILED' if failed else 'ok':7} {time.monotonic() - begin:6.1f} s  {block.place}", flush=True)

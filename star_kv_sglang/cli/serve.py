@@ -25,8 +25,6 @@ usage: star-kv serve MODEL [flags]
        star-kv serve --model-path MODEL [flags]
 
 Start SGLang's server; on a machine without a GPU in CPU mode, which is said.
-
-flags of the policy:
 """
 _HELP_TAIL: Final = """
 Every flag of `sglang serve` works here too: `sglang serve --help` lists them. With --model-path, --port and
@@ -81,7 +79,9 @@ def _command(argv: Sequence[str]) -> list[str]:
 
 def help_text() -> str:
     """What `star-kv serve --help` prints."""
-    rows = []
+    # All of them on the first screen, whatever there is to say of each.
+    names = textwrap.wrap(", ".join(f"{flag.option} {flag.metavar}" for flag in FLAGS), 76, break_on_hyphens=False)
+    rows = ["", "flags of the policy:", *(f"  {line}" for line in names), ""]
     for flag in FLAGS:
         lines = textwrap.wrap(flag.help, 76)
         rows += [f"  {flag.option} {flag.metavar}", *(f"      {line}" for line in lines)]

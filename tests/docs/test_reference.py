@@ -134,6 +134,12 @@ def test_every_command_says_how_it_is_known_to_work() -> None:
     assert unknown == []
 
 
+def test_both_first_pages_start_the_same_server() -> None:
+    """The newcomer's path starts the one of the quick starts, which also shows its tree."""
+    last = {one.page: one.text.splitlines()[-1] for one in docs_commands.all_blocks() if one.kind == "start"}
+    assert last["docs/quickstart.md"] == last["README.md"] + " --kv-introspection tree"
+
+
 def test_marks_of_commands_name_what_exists() -> None:
     for block in docs_commands.all_blocks():
         if block.kind == "cpu" and block.rest:
