@@ -62,8 +62,13 @@ class Place:
     def environment(self) -> dict[str, str]:
         """Of every command: what an activated environment would be."""
         venv = self.folder / ".venv" / "bin"
-        own = {"PYTHONPATH": str(self.folder / TREE), "PYTHONSAFEPATH": "1"} if self.is_installed else {}
+        own = {"PYTHONPATH": str(self.folder / TREE)} if self.is_installed else {}
         return {**os.environ, "PATH": f"{venv}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1", **own}
+
+    @property
+    def only_the_tree(self) -> dict[str, str]:
+        """For a process in the checkout's root, where half of the package lies under its import name."""
+        return {"PYTHONSAFEPATH": "1"} if self.is_installed else {}
 
 
 def fresh_checkout(folder: Path, venv: Path | None) -> None:
@@ -109,7 +114,7 @@ def server(place: Place, start: Block) -> Iterator[None]:
     with place.log.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             f"exec {command} --port {place.port}", shell=True, executable="/bin/bash", cwd=place.folder,
-            env=place.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env=place.environment | place.only_the_tree, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + START_S
@@ -134,9 +139,11 @@ def answers(url: str) -> bool:
 
 def run(text: str, place: Place, *, language: str = "bash") -> subprocess.CompletedProcess[str]:
     """Run commands as they stand, and stop at the first that fails."""
-    program = ["bash", "-euo", "pipefail", "-c"] if language != "python" else ["python", "-c"]
+    environment, program = place.environment, ["bash", "-euo", "pipefail", "-c"]
+    if language == "python":
+        environment, program = environment | place.only_the_tree, ["python", "-c"]
     return subprocess.run(
-        [*program, place.ported(text)], cwd=place.folder, env=place.environment, text=True, timeout=BLOCK_S,
+        [*program, place.ported(text)], cwd=place.folder, env=environment, text=True, timeout=BLOCK_S,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
