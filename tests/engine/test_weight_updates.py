@@ -64,9 +64,9 @@ def file_engine(models: tuple[Path, Path]) -> Iterator[TestEngine]:
 
 
 def play(engine: TestEngine, reference: MaskedReference) -> list[Answer]:
-    """Three turns from an empty tree, each as a trainer with the same weights computes it."""
+    """Two turns from an empty tree, each as a trainer with the same weights computes it."""
     chat, answers = Chat(), []
-    for number in range(3):
+    for number in range(2):
         chat = turn(chat, number)
         answer = engine.answer(chat, NUM_OUTPUT, **ASKS)
         logprobs = torch.tensor(answer.logprobs)
@@ -164,7 +164,7 @@ def test_new_weights_in_a_pause(
             UpdateWeightFromDiskReqInput,
         )
 
-        running = await engine.queue(chat, 300, **ASKS)
+        running = await engine.queue(chat, 150, **ASKS)
         await asyncio.sleep(0.3)
         await calls.pause_generation(PauseGenerationReqInput(mode="retract"))
         success, message, *_ = await calls.update_weights_from_disk(
@@ -175,7 +175,7 @@ def test_new_weights_in_a_pause(
         return await running
 
     answer = engine.run(interrupted())
-    assert answer.retractions == 1 and len(answer.token_ids) == 300
+    assert answer.retractions == 1 and len(answer.token_ids) == 150
     with pytest.raises(KeptFormatError, match="put back into the queue"):
         read_kept(answer.meta)
     engine.flush()
@@ -190,14 +190,14 @@ def test_a_pause_that_aborts(engine: TestEngine, references: tuple[MaskedReferen
     async def interrupted() -> Answer:
         from sglang.srt.managers.io_struct import ContinueGenerationReqInput, PauseGenerationReqInput
 
-        running = await engine.queue(chat, 300, **ASKS)
+        running = await engine.queue(chat, 150, **ASKS)
         await asyncio.sleep(0.3)
         await calls.pause_generation(PauseGenerationReqInput(mode="abort"))
         await calls.continue_generation(ContinueGenerationReqInput())
         return await running
 
     answer = engine.run(interrupted())
-    assert answer.reason["type"] == "abort" and 0 < len(answer.token_ids) < 300
+    assert answer.reason["type"] == "abort" and 0 < len(answer.token_ids) < 150
     # What it had answered until then is told as ever.
     assert (references[0].recomputed(chat, answer) - torch.tensor(answer.logprobs)).abs().max() < 1e-4
     engine.flush()
