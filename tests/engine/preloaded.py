@@ -13,14 +13,19 @@ import fcntl
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import util
 from typing import Any, NoReturn
 from unittest.mock import patch
+
+from star_kv_sglang import cpu_mode
 
 _PR_SET_CHILD_SUBREAPER = 36
 _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
@@ -28,6 +33,7 @@ _NO_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
 _MAX_MESSAGE, _MAX_FDS = 1 << 17, 64
 _ABOVE_ALL_FDS = 1000
 _STANDARD_FDS = (0, 1, 2)
+_RUN_S = 300.0
 
 _template: Template | None = None
 
@@ -114,6 +120,26 @@ def preloaded_processes() -> Iterator[None]:
     """What multiprocessing spawns in the block is forked from a process that has imported SGLang."""
     with patch.object(util, "spawnv_passfds", _forking(template())):
         yield
+
+
+def run_program(program: str, words: Sequence[str] = (), *, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run ``python -c program words`` in a process that has imported SGLang already, and keep what it writes."""
+    if cpu_mode.is_gpu_present():
+        command = [sys.executable, "-c", program, *words]
+        return subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=_RUN_S, check=False)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as nothing:
+        fds = {0: nothing.fileno(), 1: out.fileno(), 2: err.fileno()}
+        pid = template().spawn(["-c", program, *words], env, fds)
+        ends_at = time.monotonic() + _RUN_S
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > ends_at:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    return subprocess.CompletedProcess(["-c", program, *words], os.waitstatus_to_exitcode(ended[1]), *texts)
 
 
 def _forking(source: Template) -> Callable[[bytes, Sequence[Any], Sequence[int]], int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 
 from tests.engine.machine import process_environment
+from tests.engine.preloaded import run_program
 
 _LOAD = """
 from sglang.srt.plugins import load_plugins
@@ -20,11 +20,7 @@ print("went on")
 
 def load_plugins(fault: str) -> subprocess.CompletedProcess[str]:
     """A process that SGLang starts: it loads its plugins, after ``fault`` has broken something."""
-    return subprocess.run(
-        [sys.executable, "-c", _LOAD.format(fault=fault)],
-        env={**process_environment(), "SGLANG_PLUGINS": "star_kv"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return run_program(_LOAD.format(fault=fault), env={**process_environment(), "SGLANG_PLUGINS": "star_kv"})
 
 
 @pytest.mark.slow
@@ -62,11 +58,7 @@ print(len(activate.active_hooks(manifest.REQUEST_HOOKS)), "checks")
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["", "HookRegistry.apply_hooks = lambda: None"], ids=["works", "skipped_by_sglang"])
 def test_checks_of_requests_are_in_place_or_the_process_stops(fault: str) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-c", _CHECKS.format(fault=fault)],
-        env={**process_environment(), "SGLANG_PLUGINS": "star_kv"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    answer = run_program(_CHECKS.format(fault=fault), env={**process_environment(), "SGLANG_PLUGINS": "star_kv"})
     if not fault:
         assert answer.stdout.endswith("8 checks\n"), answer.stderr
         return

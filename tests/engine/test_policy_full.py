@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from star_kv_sglang import cpu_mode
 from tests.engine.call_log import logged_calls
 from tests.engine.conversation import Chat, turn
 from tests.engine.harness import running_engine
 from tests.engine.machine import engine_arguments
+from tests.engine.preloaded import preloaded_processes
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +54,8 @@ def test_hooks_of_a_process_that_inherited_its_arguments(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=tell_what_is_active, args=(arguments, sender))
-    process.start()
+    with nullcontext() if cpu_mode.is_gpu_present() else preloaded_processes():
+        process.start()
     sender.close()
     inherited, hooks, trees, attention = receiver.recv()
     process.join(60)
