@@ -4,6 +4,7 @@ A page holds `<!-- figure NAME -->9.64<!-- /figure -->`; `docs/figures.toml` say
 
     file    a CSV of benchmarks/
     where   columns and their values, as text
+    run     the beginning of a date: only rows of that run
     column  which column, "value" if not said
     beside  a policy: only runs that measured it too, so that two figures of a comparison are of one run
     over    another figure, by which this one's value is divided
@@ -39,6 +40,7 @@ class Figure:
     name: str
     file: str
     where: Mapping[str, str]
+    run: str = ""
     column: str = "value"
     beside: str | None = None
     over: str | None = None
@@ -52,14 +54,14 @@ class Figure:
             FigureError: There is none.
         """
         rows = [row for row in rows_of(self.file) if row.get("partial") != "True"]
-        found = [row for row in rows if _fits(row, self.where)]
+        found = [row for row in rows if _fits(row, self.where) and _date(row).startswith(self.run)]
         if self.beside is not None:
             others = {**self.where, "policy": self.beside}
-            runs = {row["date"] for row in rows if _fits(row, others)}
-            found = [row for row in found if row["date"] in runs]
+            runs = {_date(row) for row in rows if _fits(row, others)}
+            found = [row for row in found if _date(row) in runs]
         if not found:
             raise FigureError(f"figure {self.name}: no row of benchmarks/{self.file} has {dict(self.where)}")
-        return max(found, key=lambda row: row["date"])
+        return max(found, key=_date)
 
     def value(self) -> float:
         """Its number, scaled and divided."""
@@ -69,6 +71,11 @@ class Figure:
     def text(self) -> str:
         """As pages show it."""
         return self.format.format(self.value())
+
+
+def _date(row: Mapping[str, str]) -> str:
+    """When it was measured; kernels have another name for it."""
+    return row["date"] if "date" in row else row["time"]
 
 
 def _fits(row: Mapping[str, str], where: Mapping[str, str]) -> bool:
