@@ -6,7 +6,7 @@
 # make soak      half an hour of load on a real server
 # make check-wheel  the bare wheel in a fresh environment beside SGLang: it brings nothing else, and serves
 # make docs      the documentation as a site in build/site; make docs-serve shows it while it is written
-# make newcomer  a fresh clone, and every command that README and docs/ show, on a CPU
+# make newcomer  a fresh clone, and the commands of README and docs/ that need a server, as they stand, on a CPU
 # make dist      wheel and source distribution
 # make test-gpu  the tests that need an NVIDIA GPU, GPU_JOBS at a time over all GPUs; PYTHON=... names an interpreter that has SGLang
 

@@ -134,8 +134,10 @@ def around_validate_and_init(
 def after_validate_dllm_request(result: str | None, scheduler: Scheduler, req: Req) -> str | None:
     """Refuse a request whose wishes are wrong and came past the checks of the HTTP API, or that nobody would fulfil."""
     del scheduler
-    prunes = runtime.get().config.prunes
-    return result or request_params.problem_of(req.sampling_params.custom_params, prunes=prunes)
+    config = runtime.get().config
+    return result or request_params.problem_of(
+        req.sampling_params.custom_params, prunes=config.prunes, has_window=config.image_window is not None
+    )
 
 
 def around_move_items_to_device(

@@ -21,7 +21,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,10 +142,17 @@ def run(text: str, place: Place, *, language: str = "bash") -> subprocess.Comple
     environment, program = place.environment, ["bash", "-euo", "pipefail", "-c"]
     if language == "python":
         environment, program = environment | place.only_the_tree, ["python", "-c"]
-    return subprocess.run(
-        [*program, place.ported(text)], cwd=place.folder, env=environment, text=True, timeout=BLOCK_S,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    process = subprocess.Popen(
+        [*program, place.ported(text)], cwd=place.folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+    try:
+        said = process.communicate(timeout=BLOCK_S)[0]
+    finally:
+        # What a command started goes with it, also when it took too long.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(text, process.returncode, said, "")
 
 
 def watch(text: str, place: Place) -> subprocess.CompletedProcess[str]:
@@ -161,7 +168,7 @@ def watch(text: str, place: Place) -> subprocess.CompletedProcess[str]:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=WATCH_S)[0]
-    return subprocess.CompletedProcess(text, 0 if is_shown else 1, said, "")
+    return subprocess.CompletedProcess(text, 0 if is_shown and "Traceback" not in said else 1, said, "")
 
 
 def went_wrong(done: subprocess.CompletedProcess[str]) -> bool:
@@ -201,6 +208,8 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, help="an environment that is there; else `make install` makes one")
     parser.add_argument("--folder", type=Path, help="where the checkout goes; else a temporary folder")
     arguments = parser.parse_args()
+    # Whoever ends this ends the server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary) / "star-kv-sglang").absolute()
         fresh_checkout(folder, arguments.venv)

@@ -44,7 +44,7 @@ class PolicyConfig:
         shrink_before_evict: When the pool runs short, prune what no request holds before whole leaves are dropped.
         image_window: How many of a branch's newest screenshots its window holds, or None for all; private ones before
             them keep ``window_rest``.
-        window_rest: Share of a private screenshot outside of the window that stays, in [0, 1).
+        window_rest: Share of the private screenshots outside of the window, all together, that stays, in [0, 1).
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
         introspection: What the server shows of its tree: "off", "tree", or "content", with what clients sent.
     """

@@ -50,7 +50,8 @@ FLAGS: Final = (
         float,
         "a number in (0, 1]",
         "SHARE",
-        "Share of a branch's private screenshot tokens to keep after each prefill, in (0, 1]. Default 0.2.",
+        "Share of a branch's private screenshot tokens to keep after each prefill, in (0, 1]. Default 0.2; 1 with "
+        "'window' and with --kv-token-budget.",
     ),
     Flag(
         "kv_token_budget",

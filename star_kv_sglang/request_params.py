@@ -34,8 +34,8 @@ class RequestParams:
         budget: Share of its private visual tokens that stay, in (0, 1] (``kv_budget``); None for the server's.
         image_window: How many of its branch's newest screenshots keep what the policy says (``kv_image_window``); None
             for the server's.
-        window_rest: Share of a private screenshot before them that stays, in [0, 1) (``kv_window_rest``); None for the
-            server's.
+        window_rest: Share of the private screenshots before them, all together, that stays, in [0, 1)
+            (``kv_window_rest``); None for the server's.
         trace: Its prunes are written to ``trace_dir``, where the server has one (``kv_trace``).
         return_kept: Its answer comes with what each layer kept at each prune that it has seen (``kv_return_kept``).
     """
@@ -71,12 +71,13 @@ class RequestParams:
         )
 
 
-def problem_of(custom_params: Any, *, prunes: bool = True) -> str | None:
+def problem_of(custom_params: Any, *, prunes: bool = True, has_window: bool = False) -> str | None:
     """What is wrong with a request's ``custom_params``, for its client; None where nothing is.
 
     Args:
         custom_params: As the request brings them.
         prunes: The server's policy observes prompts and prunes.
+        has_window: The server has a window for requests that name none.
     """
     try:
         params = RequestParams.of(custom_params)
@@ -87,6 +88,8 @@ def problem_of(custom_params: Any, *, prunes: bool = True) -> str | None:
             "kv_image_window: this server's policy prunes nothing, so that no screenshot would leave the window; it is "
             "to be started with --kv-policy window, or with a budget below 1"
         )
+    if params.window_rest is not None and params.image_window is None and not has_window:
+        return "kv_window_rest is of a window, and there is none; say kv_image_window beside it"
     return None
 
 
@@ -215,7 +218,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "kv_window_rest": (
         SHARE_BELOW_ONE.holds,
-        f"{SHARE_BELOW_ONE}: the share of a private screenshot outside of the window that stays; leave it out for the "
+        f"{SHARE_BELOW_ONE}: the share of the private screenshots before the window that stays; leave it out for the "
         "server's",
     ),
     "kv_trace": (_is_bool, "true or false: whether what is pruned of this prompt is written to trace_dir"),

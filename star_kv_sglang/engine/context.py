@@ -41,7 +41,9 @@ class EngineContext:
     rows: RowHoles = field(default_factory=RowHoles)
 
     def budget_of(self, params: RequestParams) -> float:
-        """Share of a request's private visual tokens that stay: its own, or the server's."""
+        """Share of a request's private visual tokens that stay: its own, or the server's; all with a token budget."""
+        if self.config.token_budget is not None:
+            return self.config.budget
         return self.config.budget if params.budget is None else params.budget
 
     def window_of(self, params: RequestParams) -> ImageWindow:

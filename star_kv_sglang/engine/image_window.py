@@ -19,7 +19,7 @@ class ImageWindow:
 
     Attributes:
         size: Newest screenshots that it holds; None for all.
-        rest: Share of each private screenshot outside of it that stays, in [0, 1).
+        rest: Share of the private screenshots outside of it, all together, that stays, in [0, 1).
     """
 
     size: int | None = None

@@ -1,4 +1,4 @@
-"""A window over the screenshots and nothing else: those that it holds stay whole, private ones before them go.
+"""A window over the screenshots: those that it holds stay whole unless a budget is given, private ones before them go.
 
 What GUI agents do that keep the last N screenshots in their prompts, without what it costs them: the prefix stays.
 ``--kv-image-window``, or a request's ``kv_image_window``, says how many; without either nothing is pruned. Where a rest

@@ -19,6 +19,9 @@ def token_logprobs(
 ) -> torch.Tensor:
     """Log-probabilities of every next token of prompt and answer, float32 [T, vocabulary]; gradients flow.
 
+    Of a long prompt that is much memory: a vocabulary's float32 for each of its tokens. `answer_logprobs` takes it for
+    the answer alone.
+
     Args:
         model: A transformers model of the engine's weights, with eager or SDPA attention.
         inputs: What the model's processor makes of the prompt and its screenshots; one sequence.
@@ -28,6 +31,13 @@ def token_logprobs(
     Raises:
         MaskError: The model or the prompt does not fit the record.
     """
+    return _last_logprobs(model, inputs, output_ids, record, 0)
+
+
+def _last_logprobs(
+    model: nn.Module, inputs: Mapping[str, Any], output_ids: Sequence[int], record: KeptRecord | None, num_last: int
+) -> torch.Tensor:
+    """As :func:`token_logprobs`, of the last ``num_last`` positions; 0 for all."""
     prompt = inputs["input_ids"]
     if prompt.shape[0] != 1:
         raise MaskError(f"this takes one sequence, not {prompt.shape[0]}; use masked_attention for a batch")
@@ -47,7 +57,7 @@ def token_logprobs(
             fill = torch.full_like(answer, int(name == "attention_mask")).to(whole[name].dtype)
             whole[name] = torch.cat([whole[name], fill], dim=1)
     with masked_attention(model, [record]):
-        logits: torch.Tensor = model(**whole, use_cache=False).logits[0]
+        logits: torch.Tensor = model(**whole, use_cache=False, logits_to_keep=num_last).logits[0]
     return logits.float().log_softmax(-1)
 
 
@@ -55,11 +65,10 @@ def answer_logprobs(
     model: nn.Module, inputs: Mapping[str, Any], output_ids: Sequence[int], record: KeptRecord | None
 ) -> torch.Tensor:
     """Log-probability of each token of an answer, float32 [num_output]; gradients flow. As :func:`token_logprobs`."""
-    first = inputs["input_ids"].shape[1] - 1
-    every = token_logprobs(model, inputs, output_ids, record)[first:-1]
+    every = _last_logprobs(model, inputs, output_ids, record, len(output_ids) + 1)[:-1]
     if record is not None and record.first is not None:
         # The engine has made it of a prompt's end that later tokens did not find.
-        alone = token_logprobs(model, inputs, output_ids[:1], record.of_first_token())[first:-1]
+        alone = _last_logprobs(model, inputs, output_ids[:1], record.of_first_token(), 2)[:-1]
         every = torch.cat([alone, every[1:]])
     answer = torch.tensor(list(output_ids), dtype=torch.long, device=every.device)
     return every.gather(1, answer[:, None])[:, 0]

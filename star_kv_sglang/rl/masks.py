@@ -118,9 +118,9 @@ def _batch_mask(
     for row, record in enumerate(records):
         first, last = _bounds(attention_mask, row, length)
         causal = torch.ones(1, last - first, last - first, dtype=torch.bool, device=hidden.device).tril_()
-        units = causal if record is None else visible(record, layer, last - first, device=hidden.device)
         if record is not None and last - first < record.length - 1:
             raise MaskError(f"a sequence of {last - first} tokens has a record of {record.length}")
+        units = causal if record is None else visible(record, layer, last - first, device=hidden.device)
         heads = units.repeat_interleave(sees.shape[1] // len(units), dim=0)
         sees[row, :, first:last, first:last] = heads
     additive = torch.zeros(sees.shape, dtype=hidden.dtype, device=hidden.device)
@@ -132,4 +132,6 @@ def _bounds(attention_mask: torch.Tensor | None, row: int, length: int) -> tuple
     if attention_mask is None:
         return 0, length
     inside = attention_mask[row].nonzero()[:, 0]
+    if not len(inside):
+        raise MaskError(f"sequence {row} of the batch is padding only")
     return int(inside[0]), int(inside[-1]) + 1

@@ -58,6 +58,7 @@ def test_a_models_own_configuration() -> None:
         (None, "no configuration"),
         ("{", "no configuration"),
         ("{}", "no vision_config"),
+        ("[]", "no JSON object"),
         ('{"vision_config": {}}', "is missing"),
     ],
 )
@@ -67,9 +68,15 @@ def test_configurations_that_say_nothing(tmp_path: Path, content: str | None, sa
         file.write_text(content, encoding="utf-8")
     with pytest.raises(SizingError, match=said):
         SizedModel.of_config(file)
-    answer = star_kv(["bench", "sizing", "--config", str(file)])
+    answer = star_kv(["bench", "sizing", "--config", str(file), "--params", "7"])
     assert answer.exit_code == 2
     assert "Traceback" not in answer.output
+
+
+def test_weights_are_not_forgotten() -> None:
+    answer = star_kv(["bench", "sizing", "--config", str(ROOT / "examples" / "tinygui" / "model")])
+    assert answer.exit_code == 2
+    assert "--params" in answer.output
 
 
 def test_a_branch_has_screenshots_of_its_own() -> None:

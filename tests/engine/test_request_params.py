@@ -196,3 +196,7 @@ def test_a_window_that_nobody_would_hold_is_refused() -> None:
     assert problem is not None
     assert "--kv-policy window" in problem
     assert problem_of({"kv_share": True}, prunes=False) is None
+    rest = {"kv_window_rest": 0.2}
+    assert "kv_image_window beside it" in str(problem_of(rest))
+    assert problem_of({**rest, **wish}) is None
+    assert problem_of(rest, has_window=True) is None

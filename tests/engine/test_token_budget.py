@@ -75,7 +75,8 @@ def test_what_left_a_window_is_gone_and_the_rest_competes(engine: TestEngine) ->
     chat = Chat()
     for number in range(5):
         chat = turn(chat, 90_000 + number)
-        answer = engine.answer(chat, NUM_OUTPUT, custom_params={"kv_image_window": 2})
+        # Its own budget has no effect: what is in the window competes with all others.
+        answer = engine.answer(chat, NUM_OUTPUT, custom_params={"kv_image_window": 2, "kv_budget": 0.1})
         assert answer.meta["star_kv"][0]["pruned"] == max(0, number - 1) * NUM_VISUAL
         chat = chat.reply(answer.text)
     assert engine.stats()["num_budget_steps"] == before["num_budget_steps"], "there was room for all of the windows"

@@ -113,4 +113,5 @@ def test_ten_turns_of_a_large_screen_are_small_and_fast() -> None:
         record = encode(packed, num_layers=36, units_per_layer=1, prompt_len=30_000, length=30_100)
         times.append(time.perf_counter() - began)
     assert len(json.dumps(record)) < 100_000
-    assert min(times) < 1e-3, times
+    # Half a millisecond on a free core; the bound is for a machine that does other work.
+    assert min(times) < 1e-2, times

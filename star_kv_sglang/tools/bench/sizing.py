@@ -69,6 +69,8 @@ class SizedModel:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SizingError(f"{file}: no configuration of a model can be read: {error}") from None
+        if not isinstance(config, Mapping):
+            raise SizingError(f"{file}: no configuration of a model can be read: it is no JSON object")
         text = config.get("text_config", config)
         vision = config.get("vision_config")
         if not isinstance(vision, Mapping):

@@ -28,6 +28,8 @@ def sizing(
 
     from star_kv_sglang.tools.bench.sizing import GIB, MODELS, Fleet, SizedModel, SizingError, sizing_rows
 
+    if config is not None and not params:
+        raise typer.BadParameter("--config needs --params, its parameters in billions: weights take memory too")
     if shared >= screenshots:
         raise typer.BadParameter(
             f"--shared {shared} must be below --screenshots {screenshots}: a branch has some of its own"
