@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.engine.conversation import Answer, Chat, question, screenshot
 from tests.engine.harness import TestEngine, running_engine
@@ -74,7 +75,7 @@ def test_answers_are_those_of_a_forward_that_hides_what_left_the_window(
     engine: TestEngine, reference: MaskedReference, trace: Path, kind: str, size: int
 ) -> None:
     name = f"window{size}"
-    turns = play(engine, kind, name, NUM_TURNS, kv_image_window=size)
+    turns = play(engine, kind, name, NUM_TURNS, kv_image_window=size, kv_return_kept=True)
     for number, (chat, answer) in enumerate(turns):
         visible = of_conversation(trace, name, until=number)
         # One screenshot leaves the window with each turn, whole.
@@ -82,6 +83,8 @@ def test_answers_are_those_of_a_forward_that_hides_what_left_the_window(
         assert {drop.kept.shape[1] for drop in visible} <= {0}
         want = reference.logprobs(chat, answer.token_ids, visible)
         assert worst_difference(answer, want, reference.prompt_ids(chat)) < TOLERANCE
+        # A trainer that is told what was kept finds the same.
+        assert (reference.recomputed(chat, answer) - torch.tensor(answer.logprobs)).abs().max() < TOLERANCE
         assert answer.meta["star_kv"][0]["pruned"] == len(visible) * NUM_VISUAL
     hidden = reference.logprobs(turns[-1][0], turns[-1][1].token_ids, [])
     assert worst_difference(turns[-1][1], hidden, reference.prompt_ids(turns[-1][0])) > 100 * TOLERANCE
