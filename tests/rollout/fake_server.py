@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,7 +15,16 @@ Chat = Callable[["FakeServer", BaseHTTPRequestHandler, dict[str, Any]], None]
 
 @dataclass
 class FakeServer:
-    """What the server knows and has seen."""
+    """What the server knows and has seen.
+
+    Attributes:
+        chat: Answers a request.
+        info, metrics: The pages of those names; None where there is none.
+        url: Its address.
+        requests: Bodies of the requests so far, in order of arrival.
+        lock: Over what several requests change at a time.
+        pages_are_gone: Whether it breaks off the connection of those who ask for a page.
+    """
 
     chat: Chat
     info: dict[str, Any] | None = None
@@ -23,15 +32,18 @@ class FakeServer:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    pages_are_gone: bool = False
 
 
 def send(handler: BaseHTTPRequestHandler, body: object, status: int = 200) -> None:
     """Answers with JSON, or with a string as it is."""
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(data)))
-    handler.end_headers()
-    handler.wfile.write(data)
+    # A client whose rollout has ended does not wait for its answer.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
 
 
 def completion(text: str, *, prompt_tokens: int = 100, cached_tokens: int | None = 40) -> dict[str, Any]:
@@ -61,6 +73,9 @@ def fake_server(
         def do_GET(self) -> None:
             pages = {"/v1/models": {"data": [{"id": "tiny"}]}, "/server_info": fake.info, "/metrics": fake.metrics}
             page = pages.get(self.path)
+            if fake.pages_are_gone:
+                self.close_connection = True
+                return
             send(self, {"error": "no such page"} if page is None else page, 404 if page is None else 200)
 
         def do_POST(self) -> None:

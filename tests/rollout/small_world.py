@@ -66,6 +66,12 @@ class Numbers:
         yield self.make()
 
 
+@asynccontextmanager
+async def numbers() -> AsyncIterator[Numbers]:
+    """The suite, as ``--env`` takes one."""
+    yield Numbers()
+
+
 class Clicker:
     """Clicks where the reply says: ``right``, ``left``, or ``any``, which is another one in each branch."""
 

@@ -14,7 +14,7 @@ from star_kv_sglang.tools.chat import ChatClient
 from star_kv_sglang.tools.rollout.agent import Agent
 from star_kv_sglang.tools.rollout.asking import Model
 from star_kv_sglang.tools.rollout.environment import Suite
-from star_kv_sglang.tools.rollout.errors import RolloutError
+from star_kv_sglang.tools.rollout.errors import RolloutError, first_error
 from star_kv_sglang.tools.rollout.folder import RolloutFolder
 from star_kv_sglang.tools.rollout.player import Player, Watcher
 from star_kv_sglang.tools.rollout.settings import RolloutSettings
@@ -102,10 +102,5 @@ async def play_all(concurrency: int, plays: Sequence[Callable[[], Awaitable[Bran
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(play)) for play in plays]
     except* StarKVError as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
     return [task.result() for task in tasks]
-
-
-def _first(errors: BaseExceptionGroup[StarKVError]) -> StarKVError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
