@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from star_kv_sglang.tools.chat import ServerGoneError
-from star_kv_sglang.tools.rollout import Action, End, RolloutError, read_trace
+from star_kv_sglang.tools.rollout import Action, ActionRefusedError, End, RolloutError, read_trace
 from star_kv_sglang.tools.rollout.server import free_port
 from star_kv_sglang.tools.rollout.trace import TRACE_FORMAT, without_measurements
 from tests.rollout.fake_server import FakeServer, completion, fake_server, reply, send
@@ -128,6 +128,53 @@ def test_an_environment_that_does_not_repeat_itself_is_told(tmp_path: Path) -> N
     assert results[0].end.error == (
         "the environment does not repeat itself: turn 0 shows another screen than in the trace"
     )
+
+
+class Refuses(Number):
+    """The first environment breaks at a number, and the third refuses what the first has done before."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).opened += 1
+        self._which = type(self).opened
+
+    async def step(self, action: Action) -> None:
+        if (self._which, self.number) == (1, 3):
+            raise OSError("once")
+        if (self._which, self.number) == (3, 1):
+            raise ActionRefusedError("no clicks today")
+        await super().step(action)
+
+
+def test_an_action_that_is_refused_on_the_way_back_fails_its_branch_alone(tmp_path: Path) -> None:
+    """The first branch's environment breaks, the second branch's does not, and the third is the first's again."""
+    Refuses.opened = 0
+    with fake_server(reply("right")) as server:
+        results = play(server.url, tmp_path, Numbers(Refuses), retries=1)
+    failed, fine = sorted(results, key=lambda one: one.success)
+    assert (failed.end.end, fine.success) == (End.FAILED, True)
+    assert failed.end.error == (
+        "the environment does not repeat itself: turn 1 refuses what it did in the trace (no clicks today)"
+    )
+
+
+@pytest.mark.parametrize("what", ["reset", "screenshot", "score"])
+def test_a_refusal_of_what_is_no_action_is_a_fault(what: str, tmp_path: Path) -> None:
+    class Shy(Number):
+        pass
+
+    async def refuse(*words: object) -> None:
+        raise ActionRefusedError("not now")
+
+    setattr(Shy, what, refuse)
+    with fake_server(reply("right")) as server:
+        results = play(server.url, tmp_path, Numbers(Shy), retries=0)
+    places = {"reset": "its beginning", "screenshot": "a screenshot", "score": "its score"}
+    assert [one.end.error for one in results] == [
+        f"the environment broke at {places[what]}: ActionRefusedError: not now"
+    ] * 2
 
 
 def replies(*texts: str) -> Any:
