@@ -12,7 +12,7 @@ import pytest
 from star_kv_sglang.cli.main import main
 from star_kv_sglang.tools.cli import rollout_branches
 from star_kv_sglang.tools.rollout.folder import RolloutFolder
-from tests.rollout.fake_server import Chat, FakeServer, completion, fake_server, reply, send
+from tests.rollout.fake_server import Asking, Chat, FakeServer, completion, fake_server, reply, send
 from tests.rollout.small_world import Clicker
 
 WORLD = ("--env", "tests.rollout.small_world:numbers", "--agent", "tests.rollout.small_world:Clicker")
@@ -103,8 +103,8 @@ def test_an_agent_that_plays_none_of_the_tasks_is_named(tmp_path: Path, capsys: 
 def test_a_server_that_goes_after_the_last_turn_costs_no_tables(tmp_path: Path) -> None:
     """Its answer to the last request is the last that it says at all."""
 
-    def last(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) == 5:
+    def last(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number == 5:
             server.pages_are_gone = True
         send(handler, completion("right"))
 

@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Chat = Callable[["FakeServer", BaseHTTPRequestHandler, dict[str, Any]], None]
+
+class Asking(BaseHTTPRequestHandler):
+    """One request.
+
+    Attributes:
+        number: Of the request, from 1, in order of arrival: others may arrive while it is answered.
+    """
+
+    number: int
+
+
+Chat = Callable[["FakeServer", Asking, dict[str, Any]], None]
 
 
 @dataclass
@@ -69,7 +80,7 @@ def fake_server(
     """Serves while the body runs, on a free port by default."""
     fake = FakeServer(chat, info, metrics)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Asking):
         def do_GET(self) -> None:
             pages = {"/v1/models": {"data": [{"id": "tiny"}]}, "/server_info": fake.info, "/metrics": fake.metrics}
             page = pages.get(self.path)
@@ -82,6 +93,7 @@ def fake_server(
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with fake.lock:
                 fake.requests.append(body)
+                self.number = len(fake.requests)
             fake.chat(fake, self, body)
 
         def log_message(self, format: str, *args: object) -> None:

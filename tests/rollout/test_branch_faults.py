@@ -18,7 +18,7 @@ from star_kv_sglang.tools.chat import ServerGoneError
 from star_kv_sglang.tools.rollout import Action, ActionRefusedError, End, RolloutError, read_trace
 from star_kv_sglang.tools.rollout.server import free_port
 from star_kv_sglang.tools.rollout.trace import TRACE_FORMAT, without_measurements
-from tests.rollout.fake_server import FakeServer, completion, fake_server, reply, send
+from tests.rollout.fake_server import Asking, FakeServer, completion, fake_server, reply, send
 from tests.rollout.small_world import Faults, Number, Numbers, play
 
 
@@ -180,8 +180,8 @@ def test_a_refusal_of_what_is_no_action_is_a_fault(what: str, tmp_path: Path) ->
 def replies(*texts: str) -> Any:
     """A server that says one thing after another, the last one from then on."""
 
-    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        send(handler, completion(texts[min(len(server.requests), len(texts)) - 1]))
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion(texts[min(handler.number, len(texts)) - 1]))
 
     return chat
 
@@ -210,8 +210,8 @@ def test_a_branch_that_says_nothing_useful_gives_up(tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_refused_fails_its_branch_alone(tmp_path: Path) -> None:
-    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) == 4:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number == 4:
             send(handler, {"message": "the prompt is too long"}, 413)
         else:
             send(handler, completion("right"))
@@ -225,8 +225,8 @@ def test_a_request_that_is_refused_fails_its_branch_alone(tmp_path: Path) -> Non
 def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, untroubled: dict[str, Any]) -> None:
     port, restarted = free_port(), threading.Event()
 
-    def goes(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) == 4:
+    def goes(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number == 4:
             restarted.set()
         if restarted.is_set():
             handler.close_connection = True
@@ -255,9 +255,9 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, untroubled: dict
 
 
 def test_a_request_that_a_server_dropped_at_its_end_is_asked_again(tmp_path: Path, untroubled: dict[str, Any]) -> None:
-    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        answer = completion("rig" if len(server.requests) == 4 else "right")
-        if len(server.requests) == 4:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        answer = completion("rig" if handler.number == 4 else "right")
+        if handler.number == 4:
             answer["choices"][0]["finish_reason"] = "abort"
         send(handler, answer)
 
@@ -269,8 +269,8 @@ def test_a_request_that_a_server_dropped_at_its_end_is_asked_again(tmp_path: Pat
 def test_a_server_that_stays_away_ends_the_rollout_and_it_goes_on_later(
     tmp_path: Path, untroubled: dict[str, Any]
 ) -> None:
-    def goes(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) > 4:
+    def goes(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number > 4:
             handler.close_connection = True
         else:
             send(handler, completion("right"))
