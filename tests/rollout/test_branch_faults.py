@@ -254,6 +254,38 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, untroubled: dict
     assert traces(tmp_path / "out" / "traces") == untroubled
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_server_that_a_proxy_does_not_reach_is_waited_for(
+    status: int, tmp_path: Path, untroubled: dict[str, Any]
+) -> None:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion("right"), status if 4 <= handler.number < 6 else 200)
+
+    with fake_server(chat) as server:
+        results = play(server.url, tmp_path / "out", patience_s=15.0)
+    assert traces(tmp_path / "out" / "traces") == untroubled
+    waited = [row.measured for one in results for row in one.rows if row.measured["waiting_s"] >= 0.5]
+    assert waited and all(one["server_s"] < 0.5 for one in waited), "waiting is not the server's time"
+
+
+def test_a_proxy_that_reaches_no_server_ends_the_rollout_in_time(tmp_path: Path) -> None:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, {"message": "no upstream"}, 503)
+
+    with fake_server(chat) as server, pytest.raises(ServerGoneError, match=r"answered 503: .*no upstream"):
+        play(server.url, tmp_path, patience_s=0.3)
+
+
+def test_pauses_between_attempts_are_booked_as_waiting(tmp_path: Path) -> None:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion("right"), 429 if handler.number == 2 else 200)
+
+    with fake_server(chat) as server:
+        results = play(server.url, tmp_path, branches=1, client_retries=1)
+    measured = results[0].rows[1].measured
+    assert measured["waiting_s"] >= 1.0 > measured["server_s"] + measured["own_s"]
+
+
 def test_a_request_that_a_server_dropped_at_its_end_is_asked_again(tmp_path: Path, untroubled: dict[str, Any]) -> None:
     def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
         answer = completion("rig" if handler.number == 4 else "right")
