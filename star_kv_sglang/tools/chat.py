@@ -161,8 +161,7 @@ class ChatClient:
             options = await self.server_info() or {}
         except ChatError:
             options = {}
-        plain = (str, int, float, bool)
-        return {name: v for name, v in sorted(options.items()) if name.startswith("kv_") and isinstance(v, plain)}
+        return kv_settings_of(options)
 
     async def metrics(self) -> str | None:
         """The Prometheus page; None when the server has none (SGLang: ``--enable-metrics``)."""
@@ -278,6 +277,13 @@ class ChatClient:
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise RequestError(f"the server answered in another form ({error!r}): {str(body)[:300]}") from error
+
+
+def kv_settings_of(server_info: dict[str, Any] | None) -> dict[str, Any]:
+    """The ``kv_*`` options of a ``/server_info``; empty of none."""
+    plain = (str, int, float, bool)
+    options = sorted((server_info or {}).items())
+    return {name: value for name, value in options if name.startswith("kv_") and isinstance(value, plain)}
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def test_a_server_that_goes_after_the_last_turn_costs_no_tables(tmp_path: Path) 
             server.pages_are_gone = True
         send(handler, completion("right"))
 
-    with fake_server(last) as server:
+    with fake_server(last, info={"kv_policy": "star", "kv_budget": 0.2}) as server:
         assert roll(server.url, tmp_path, "--branches", "1", "--tasks", "up") == 0
-    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["tasks"][0]["successes"] == 1
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["tasks"][0]["successes"] == 1
+    assert summary["server_kv"] == {"kv_policy": "star", "kv_budget": 0.2}

@@ -353,6 +353,20 @@ def test_another_rollout_in_the_folder_is_refused(tmp_path: Path) -> None:
         assert all(one.success for one in play(server.url, tmp_path, concurrency=1, patience_s=1.0))
 
 
+def test_another_policy_of_the_server_is_refused(tmp_path: Path) -> None:
+    """What is no policy's may change, and so may whether its tree is shown."""
+    half, third = ({"kv_policy": "star", "kv_budget": budget, "tp_size": 1} for budget in (0.5, 0.3))
+    with fake_server(reply("right"), info=half) as server:
+        play(server.url, tmp_path)
+    kept = {"kv_budget": 0.5, "kv_policy": "star"}
+    assert json.loads((tmp_path / "rollout.json").read_text())["server_kv"] == kept
+    with fake_server(reply("right"), info=third) as server, pytest.raises(RolloutError) as raised:
+        play(server.url, tmp_path)
+    assert f"holds another rollout (server_kv: {kept} there, { ({**kept, 'kv_budget': 0.3}) } now)" in str(raised.value)
+    with fake_server(reply("right"), info={**half, "tp_size": 2, "kv_introspection": "content"}) as server:
+        assert all(one.success for one in play(server.url, tmp_path))
+
+
 @pytest.mark.parametrize("file", ["rollout.json", "traces/up/0.jsonl"])
 def test_what_another_version_wrote_is_refused(file: str, tmp_path: Path) -> None:
     with fake_server(reply("right")) as server:
