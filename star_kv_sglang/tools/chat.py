@@ -29,7 +29,9 @@ Message = dict[str, Any]
 HITS_UNKNOWN: Final = "not reported (start with --enable-cache-report)"
 """Stands where cache hits would, of a server that does not report them."""
 
-_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+_AWAY: Final = frozenset({502, 503, 504})
+"""What a proxy says of a server that it does not reach, and a server of itself while it starts or ends."""
+_BUSY: Final = frozenset({408, 429, 500, *_AWAY})
 _MISCONFIGURED: Final = {
     401: "check --api-key",
     403: "check --api-key",
@@ -43,6 +45,10 @@ class ChatError(StarKVError, RuntimeError):
 
 class RequestError(ChatError):
     """The server refused or broke one request."""
+
+
+class UnavailableError(RequestError):
+    """A proxy does not reach the server, or the server is busy to the last attempt (502, 503, 504); it may pass."""
 
 
 class ServerGoneError(ChatError):
@@ -61,6 +67,7 @@ class Completion:
         cached_tokens: prompt tokens found in the server's cache; None when it does not report them
             (SGLang: ``--enable-cache-report``).
         latency_s: seconds from sending to the whole answer, of the attempt that was answered.
+        retrying_s: seconds before that of attempts that came to nothing, and of the pauses between them.
     """
 
     request_id: str
@@ -70,6 +77,7 @@ class Completion:
     completion_tokens: int
     cached_tokens: int | None
     latency_s: float
+    retrying_s: float = 0.0
 
 
 class ChatClient:
@@ -128,7 +136,7 @@ class ChatClient:
             ChatError: there is no such server, or it lists none.
         """
         if self._model is None:
-            answer = await self._send("GET", "/v1/models")
+            answer, _ = await self._send("GET", "/v1/models")
             try:
                 self._model = str(answer.json()["data"][0]["id"])
             except (ValueError, KeyError, IndexError, TypeError):
@@ -140,7 +148,7 @@ class ChatClient:
 
     async def server_info(self) -> dict[str, Any] | None:
         """SGLang's ``/server_info``; None when the server is no SGLang. Notes whether answers report cache hits."""
-        answer = await self._send("GET", "/server_info", may_be_missing=True)
+        answer, _ = await self._send("GET", "/server_info", may_be_missing=True)
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
         info = _json(answer)
@@ -153,12 +161,11 @@ class ChatClient:
             options = await self.server_info() or {}
         except ChatError:
             options = {}
-        plain = (str, int, float, bool)
-        return {name: v for name, v in sorted(options.items()) if name.startswith("kv_") and isinstance(v, plain)}
+        return kv_settings_of(options)
 
     async def metrics(self) -> str | None:
         """The Prometheus page; None when the server has none (SGLang: ``--enable-metrics``)."""
-        answer = await self._send("GET", "/metrics", may_be_missing=True)
+        answer, _ = await self._send("GET", "/metrics", may_be_missing=True)
         return None if answer.status_code == httpx.codes.NOT_FOUND else answer.text
 
     async def chat(
@@ -183,7 +190,8 @@ class ChatClient:
                 field); sent only when given.
 
         Raises:
-            RequestError: the server refuses this request, stays busy, or answers in another form.
+            RequestError: the server refuses this request, stays busy, or answers in another form;
+                `UnavailableError` where it may be away.
             ServerGoneError: the server cannot be reached, or refuses all requests.
         """
         body: dict[str, Any] = {
@@ -195,13 +203,15 @@ class ChatClient:
         optional = {"custom_params": custom_params, "cache_salt": cache_salt, "seed": seed}
         body.update({name: value for name, value in optional.items() if value is not None})
         urls = image_urls(messages)
+        first_sent: float | None = None
 
         async def post(images: Sequence[str]) -> Completion:
+            nonlocal first_sent
             named = list(images) != urls
             given = {**body, "messages": with_image_urls(messages, images)} if named else body
-            started = time.perf_counter()
-            answer = await self._send("POST", "/v1/chat/completions", given, named=named)
-            return self._completion(_json(answer), time.perf_counter() - started)
+            first_sent = time.perf_counter() if first_sent is None else first_sent
+            answer, sent = await self._send("POST", "/v1/chat/completions", given, named=named)
+            return self._completion(_json(answer), time.perf_counter() - sent, sent - first_sent)
 
         return await self._images.send(urls, cache_salt, post)
 
@@ -213,13 +223,18 @@ class ChatClient:
         *,
         may_be_missing: bool = False,
         named: bool = False,
-    ) -> httpx.Response:
-        """Send a request, again where the server is busy; ``named``: images of the body are named by digest."""
+    ) -> tuple[httpx.Response, float]:
+        """Send a request, again where the server is busy; ``named``: images of the body are named by digest.
+
+        Returns:
+            The answer, and when the attempt that it answers was sent, on the clock of `time.perf_counter`.
+        """
         url = f"{self.base_url}{path}"
         for attempt in range(self._retries + 1):
             if attempt:
                 await asyncio.sleep(self._backoff_s * 2 ** (attempt - 1))
             last = attempt == self._retries
+            sent = time.perf_counter()
             try:
                 answer = await self._http.request(method, path, json=body)
             except httpx.TimeoutException as error:
@@ -235,17 +250,18 @@ class ChatClient:
                     ) from error
                 continue
             if answer.is_success or (may_be_missing and answer.status_code == httpx.codes.NOT_FOUND):
-                return answer
+                return answer, sent
             if named:
                 raise_for_references(answer.status_code, answer.content)
             if answer.status_code in _MISCONFIGURED:
                 advice = _MISCONFIGURED[answer.status_code]
                 raise ServerGoneError(f"{url} answered {answer.status_code}: {answer.text[:300]}; {advice}")
             if answer.status_code not in _BUSY or last:
-                raise RequestError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
+                kind = UnavailableError if answer.status_code in _AWAY else RequestError
+                raise kind(f"{url} answered {answer.status_code}: {answer.text[:500]}")
         raise RequestError(f"{url} was not asked: --retries {self._retries} must not be negative")
 
-    def _completion(self, body: dict[str, Any], latency_s: float) -> Completion:
+    def _completion(self, body: dict[str, Any], latency_s: float, retrying_s: float) -> Completion:
         try:
             choice, usage = body["choices"][0], body["usage"]
             details = usage.get("prompt_tokens_details") or {}
@@ -257,9 +273,17 @@ class ChatClient:
                 completion_tokens=int(usage["completion_tokens"]),
                 cached_tokens=details.get("cached_tokens") if self._reports_cache else None,
                 latency_s=latency_s,
+                retrying_s=retrying_s,
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise RequestError(f"the server answered in another form ({error!r}): {str(body)[:300]}") from error
+
+
+def kv_settings_of(server_info: dict[str, Any] | None) -> dict[str, Any]:
+    """The ``kv_*`` options of a ``/server_info``; empty of none."""
+    plain = (str, int, float, bool)
+    options = sorted((server_info or {}).items())
+    return {name: value for name, value in options if name.startswith("kv_") and isinstance(value, plain)}
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

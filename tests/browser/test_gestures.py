@@ -31,8 +31,14 @@ def test_keys(keys: tuple[str, ...], pressed: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [(("hyper",), "no key 'hyper'"), (("ctrl",), "press nothing"), ((), "press nothing")],
-    ids=["unknown", "modifier", "none"],
+    [
+        (("hyper",), "no key 'hyper'"),
+        (("ctrl", "é"), "no key 'é'"),
+        (("\x07",), r"no key '\\x07'"),
+        (("ctrl",), "press nothing"),
+        ((), "press nothing"),
+    ],
+    ids=["unknown", "accent", "control", "modifier", "none"],
 )
 def test_keys_that_there_are_not(keys: tuple[str, ...], message: str) -> None:
     with pytest.raises(ActionRefusedError, match=message):

@@ -51,10 +51,12 @@ def test_a_killed_rollout_goes_on_to_the_same_traces(tmp_path: Path, capsys: pyt
         asked = len(server.requests)
 
         killed = subprocess.Popen([sys.executable, "-c", PROGRAM, *words(server.url, tmp_path / "killed")])
-        wait_until(lambda: num_turns(tmp_path / "killed") >= 20, "it plays")
-        children = psutil.Process(killed.pid).children(recursive=True)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        try:
+            wait_until(lambda: num_turns(tmp_path / "killed") >= 20, "it plays")
+            children = psutil.Process(killed.pid).children(recursive=True)
+        finally:
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
         wait_until(lambda: not any(child.is_running() for child in children), "the browser ends with its rollout")
         ended = sum(read_trace(path)[2] is not None for path in (tmp_path / "killed" / "traces").rglob("*.jsonl"))
         assert ended < 8 * len(TASKS), "it was killed in the middle"

@@ -94,15 +94,17 @@ def test_a_server_that_is_killed_in_the_middle_and_started_again_is_waited_for(s
     """The small model plays the generated worlds; the new server knows none of the screenshots' digests."""
     words = ["--env", "tinygui.environment:worlds", "--agent", "small", "--tasks", "panels", "--branches", "8"]
     status: list[int] = []
-    url = ["--base-url", server.url, "--out", str(tmp_path)]
-    rollout = threading.Thread(target=lambda: status.append(main(["rollout", *words, *url, "--temperature", "0.8"])))
+    words += ["--base-url", server.url, "--out", str(tmp_path), "--temperature", "0.8", "--patience", "300"]
+    rollout = threading.Thread(target=lambda: status.append(main(["rollout", *words])), daemon=True)
     rollout.start()
+    deadline = time.monotonic() + 120
     while num_turns(tmp_path) < 10:
+        assert rollout.is_alive() and time.monotonic() < deadline, "it plays"
         time.sleep(0.02)
     server.kill()
     killed_at = num_turns(tmp_path)
     server.start()
-    rollout.join(120)
+    rollout.join(300)
     assert status == [0]
     played = results(tmp_path)
     assert killed_at < 48 and [len(one.rows) for one in played] == [6] * 8

@@ -5,17 +5,37 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Chat = Callable[["FakeServer", BaseHTTPRequestHandler, dict[str, Any]], None]
+
+class Asking(BaseHTTPRequestHandler):
+    """One request.
+
+    Attributes:
+        number: Of the request, from 1, in order of arrival: others may arrive while it is answered.
+    """
+
+    number: int
+
+
+Chat = Callable[["FakeServer", Asking, dict[str, Any]], None]
 
 
 @dataclass
 class FakeServer:
-    """What the server knows and has seen."""
+    """What the server knows and has seen.
+
+    Attributes:
+        chat: Answers a request.
+        info, metrics: The pages of those names; None where there is none.
+        url: Its address.
+        requests: Bodies of the requests so far, in order of arrival.
+        lock: Over what several requests change at a time.
+        pages_are_gone: Whether it breaks off the connection of those who ask for a page.
+    """
 
     chat: Chat
     info: dict[str, Any] | None = None
@@ -23,15 +43,18 @@ class FakeServer:
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    pages_are_gone: bool = False
 
 
 def send(handler: BaseHTTPRequestHandler, body: object, status: int = 200) -> None:
     """Answers with JSON, or with a string as it is."""
     data = (body if isinstance(body, str) else json.dumps(body)).encode()
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(data)))
-    handler.end_headers()
-    handler.wfile.write(data)
+    # A client whose rollout has ended does not wait for its answer.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
 
 
 def completion(text: str, *, prompt_tokens: int = 100, cached_tokens: int | None = 40) -> dict[str, Any]:
@@ -57,16 +80,20 @@ def fake_server(
     """Serves while the body runs, on a free port by default."""
     fake = FakeServer(chat, info, metrics)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Asking):
         def do_GET(self) -> None:
             pages = {"/v1/models": {"data": [{"id": "tiny"}]}, "/server_info": fake.info, "/metrics": fake.metrics}
             page = pages.get(self.path)
+            if fake.pages_are_gone:
+                self.close_connection = True
+                return
             send(self, {"error": "no such page"} if page is None else page, 404 if page is None else 200)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with fake.lock:
                 fake.requests.append(body)
+                self.number = len(fake.requests)
             fake.chat(fake, self, body)
 
         def log_message(self, format: str, *args: object) -> None:

@@ -66,6 +66,12 @@ class Numbers:
         yield self.make()
 
 
+@asynccontextmanager
+async def numbers() -> AsyncIterator[Numbers]:
+    """The suite, as ``--env`` takes one."""
+    yield Numbers()
+
+
 class Clicker:
     """Clicks where the reply says: ``right``, ``left``, or ``any``, which is another one in each branch."""
 
@@ -108,6 +114,7 @@ def play(
     agent: Clicker | None = None,
     watcher: Watcher | None = None,
     settings: RolloutSettings | None = None,
+    client_retries: int = 0,
     **changed: object,
 ) -> list[BranchResult]:
     """Runs branches of the task ``up`` against a server, with little patience."""
@@ -115,7 +122,7 @@ def play(
     chosen = settings or partial(RolloutSettings, **{**plain, **changed})()  # type: ignore[arg-type]
 
     async def go() -> list[BranchResult]:
-        async with ChatClient(url, timeout_s=5) as client:
+        async with ChatClient(url, timeout_s=5, retries=client_retries) as client:
             return await run_branches(client, suite or Numbers(), agent or Clicker(), chosen, out, watcher)
 
     return asyncio.run(go())

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from star_kv_sglang.tools.chat import ServerGoneError
-from star_kv_sglang.tools.rollout import Action, End, RolloutError, read_trace
+from star_kv_sglang.tools.rollout import Action, ActionRefusedError, End, RolloutError, read_trace
 from star_kv_sglang.tools.rollout.server import free_port
 from star_kv_sglang.tools.rollout.trace import TRACE_FORMAT, without_measurements
-from tests.rollout.fake_server import FakeServer, completion, fake_server, reply, send
+from tests.rollout.fake_server import Asking, FakeServer, completion, fake_server, reply, send
 from tests.rollout.small_world import Faults, Number, Numbers, play
 
 
@@ -130,11 +130,58 @@ def test_an_environment_that_does_not_repeat_itself_is_told(tmp_path: Path) -> N
     )
 
 
+class Refuses(Number):
+    """The first environment breaks at a number, and the third refuses what the first has done before."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).opened += 1
+        self._which = type(self).opened
+
+    async def step(self, action: Action) -> None:
+        if (self._which, self.number) == (1, 3):
+            raise OSError("once")
+        if (self._which, self.number) == (3, 1):
+            raise ActionRefusedError("no clicks today")
+        await super().step(action)
+
+
+def test_an_action_that_is_refused_on_the_way_back_fails_its_branch_alone(tmp_path: Path) -> None:
+    """The first branch's environment breaks, the second branch's does not, and the third is the first's again."""
+    Refuses.opened = 0
+    with fake_server(reply("right")) as server:
+        results = play(server.url, tmp_path, Numbers(Refuses), retries=1)
+    failed, fine = sorted(results, key=lambda one: one.success)
+    assert (failed.end.end, fine.success) == (End.FAILED, True)
+    assert failed.end.error == (
+        "the environment does not repeat itself: turn 1 refuses what it did in the trace (no clicks today)"
+    )
+
+
+@pytest.mark.parametrize("what", ["reset", "screenshot", "score"])
+def test_a_refusal_of_what_is_no_action_is_a_fault(what: str, tmp_path: Path) -> None:
+    class Shy(Number):
+        pass
+
+    async def refuse(*words: object) -> None:
+        raise ActionRefusedError("not now")
+
+    setattr(Shy, what, refuse)
+    with fake_server(reply("right")) as server:
+        results = play(server.url, tmp_path, Numbers(Shy), retries=0)
+    places = {"reset": "its beginning", "screenshot": "a screenshot", "score": "its score"}
+    assert [one.end.error for one in results] == [
+        f"the environment broke at {places[what]}: ActionRefusedError: not now"
+    ] * 2
+
+
 def replies(*texts: str) -> Any:
     """A server that says one thing after another, the last one from then on."""
 
-    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        send(handler, completion(texts[min(len(server.requests), len(texts)) - 1]))
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion(texts[min(handler.number, len(texts)) - 1]))
 
     return chat
 
@@ -163,8 +210,8 @@ def test_a_branch_that_says_nothing_useful_gives_up(tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_refused_fails_its_branch_alone(tmp_path: Path) -> None:
-    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) == 4:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number == 4:
             send(handler, {"message": "the prompt is too long"}, 413)
         else:
             send(handler, completion("right"))
@@ -178,8 +225,8 @@ def test_a_request_that_is_refused_fails_its_branch_alone(tmp_path: Path) -> Non
 def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, untroubled: dict[str, Any]) -> None:
     port, restarted = free_port(), threading.Event()
 
-    def goes(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) == 4:
+    def goes(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number == 4:
             restarted.set()
         if restarted.is_set():
             handler.close_connection = True
@@ -207,10 +254,42 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, untroubled: dict
     assert traces(tmp_path / "out" / "traces") == untroubled
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_server_that_a_proxy_does_not_reach_is_waited_for(
+    status: int, tmp_path: Path, untroubled: dict[str, Any]
+) -> None:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion("right"), status if 4 <= handler.number < 6 else 200)
+
+    with fake_server(chat) as server:
+        results = play(server.url, tmp_path / "out", patience_s=15.0)
+    assert traces(tmp_path / "out" / "traces") == untroubled
+    waited = [row.measured for one in results for row in one.rows if row.measured["waiting_s"] >= 0.5]
+    assert waited and all(one["server_s"] < 0.5 for one in waited), "waiting is not the server's time"
+
+
+def test_a_proxy_that_reaches_no_server_ends_the_rollout_in_time(tmp_path: Path) -> None:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, {"message": "no upstream"}, 503)
+
+    with fake_server(chat) as server, pytest.raises(ServerGoneError, match=r"answered 503: .*no upstream"):
+        play(server.url, tmp_path, patience_s=0.3)
+
+
+def test_pauses_between_attempts_are_booked_as_waiting(tmp_path: Path) -> None:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion("right"), 429 if handler.number == 2 else 200)
+
+    with fake_server(chat) as server:
+        results = play(server.url, tmp_path, branches=1, client_retries=1)
+    measured = results[0].rows[1].measured
+    assert measured["waiting_s"] >= 1.0 > measured["server_s"] + measured["own_s"]
+
+
 def test_a_request_that_a_server_dropped_at_its_end_is_asked_again(tmp_path: Path, untroubled: dict[str, Any]) -> None:
-    def chat(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        answer = completion("rig" if len(server.requests) == 4 else "right")
-        if len(server.requests) == 4:
+    def chat(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        answer = completion("rig" if handler.number == 4 else "right")
+        if handler.number == 4:
             answer["choices"][0]["finish_reason"] = "abort"
         send(handler, answer)
 
@@ -222,8 +301,8 @@ def test_a_request_that_a_server_dropped_at_its_end_is_asked_again(tmp_path: Pat
 def test_a_server_that_stays_away_ends_the_rollout_and_it_goes_on_later(
     tmp_path: Path, untroubled: dict[str, Any]
 ) -> None:
-    def goes(server: FakeServer, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        if len(server.requests) > 4:
+    def goes(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        if handler.number > 4:
             handler.close_connection = True
         else:
             send(handler, completion("right"))
@@ -272,6 +351,20 @@ def test_another_rollout_in_the_folder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RolloutError, match=r"holds another rollout \(seed: 0 there, 1 now\); give another --out"):
             play(server.url, tmp_path, seed=1)
         assert all(one.success for one in play(server.url, tmp_path, concurrency=1, patience_s=1.0))
+
+
+def test_another_policy_of_the_server_is_refused(tmp_path: Path) -> None:
+    """What is no policy's may change, and so may whether its tree is shown."""
+    half, third = ({"kv_policy": "star", "kv_budget": budget, "tp_size": 1} for budget in (0.5, 0.3))
+    with fake_server(reply("right"), info=half) as server:
+        play(server.url, tmp_path)
+    kept = {"kv_budget": 0.5, "kv_policy": "star"}
+    assert json.loads((tmp_path / "rollout.json").read_text())["server_kv"] == kept
+    with fake_server(reply("right"), info=third) as server, pytest.raises(RolloutError) as raised:
+        play(server.url, tmp_path)
+    assert f"holds another rollout (server_kv: {kept} there, { ({**kept, 'kv_budget': 0.3}) } now)" in str(raised.value)
+    with fake_server(reply("right"), info={**half, "tp_size": 2, "kv_introspection": "content"}) as server:
+        assert all(one.success for one in play(server.url, tmp_path))
 
 
 @pytest.mark.parametrize("file", ["rollout.json", "traces/up/0.jsonl"])

@@ -11,7 +11,7 @@ import pytest
 
 from star_kv_sglang.tools.chat import ChatClient, ChatError, Completion
 from star_kv_sglang.tools.rollout.server import free_port
-from tests.rollout.fake_server import Chat, FakeServer, completion, fake_server, reply, send
+from tests.rollout.fake_server import Asking, Chat, FakeServer, completion, fake_server, reply, send
 
 
 def ask(url: str, *, timeout_s: float = 5.0) -> Completion:
@@ -88,6 +88,19 @@ def test_unreported_cache_hits_are_unknown_not_zero() -> None:
 
     with fake_server(chat) as server:
         assert ask(server.url).cached_tokens is None
+
+
+def test_seconds_of_attempts_that_came_to_nothing_are_not_those_of_the_answer() -> None:
+    def busy(server: FakeServer, handler: Asking, body: dict[str, Any]) -> None:
+        send(handler, completion("x4 y4"), 503 if handler.number < 3 else 200)
+
+    async def go(url: str) -> Completion:
+        async with ChatClient(url, retries=2, backoff_s=0.3) as client:
+            return await client.chat([{"role": "user", "content": "click red A here"}], max_tokens=8)
+
+    with fake_server(busy) as server:
+        answer = asyncio.run(go(server.url))
+    assert answer.latency_s < 0.9 <= answer.retrying_s
 
 
 @pytest.mark.parametrize(("reports", "cached"), [(False, None), (True, 40)])

@@ -133,7 +133,8 @@ def key_names(keys: tuple[str, ...]) -> list[str]:
         if key in _MODIFIERS:
             held.append(_MODIFIERS[key])
             continue
-        if key not in _KEYS and len(key) != 1:
+        # The keyboard is an American one; what it cannot press can be written.
+        if key not in _KEYS and not (len(key) == 1 and key.isascii() and key.isprintable()):
             raise ActionRefusedError(f"there is no key {key!r}")
         pressed.append("+".join([*held, _KEYS.get(key, key)]))
         held = []

@@ -67,11 +67,13 @@ class MiniWobEnvironment:
     Args:
         page: Of a browser.
         url: Of the task.
+        load_ms: Milliseconds that it may take to load.
     """
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page: Page, url: str, load_ms: int = _LOAD_MS) -> None:
         self._page = page
         self._url = url
+        self._load_ms = load_ms
         self._hands = Hands(page, WIDTH, HEIGHT)
 
     async def reset(self, seed: int) -> str:
@@ -81,9 +83,9 @@ class MiniWobEnvironment:
         await page.clock.install(time=0)
         await page.clock.pause_at(1)
         try:
-            await page.goto(self._url, timeout=_LOAD_MS)
+            await page.goto(self._url, timeout=self._load_ms)
         except PlaywrightTimeoutError as error:
-            raise EnvironmentFault(f"{self._url} has not loaded within {_LOAD_MS / 1000:g} s") from error
+            raise EnvironmentFault(f"{self._url} has not loaded within {self._load_ms / 1000:g} s") from error
         except PlaywrightError as error:
             raise EnvironmentFault(f"{self._url} does not load: {error.message.splitlines()[0]}") from error
         if not await page.evaluate("() => typeof core === 'object' && typeof genProblem === 'function'"):

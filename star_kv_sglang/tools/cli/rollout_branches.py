@@ -33,6 +33,7 @@ from star_kv_sglang.tools.rollout import (
     time_split,
     tree_search,
 )
+from star_kv_sglang.tools.rollout.folder import SETTINGS_FILE
 from star_kv_sglang.tools.rollout.pool import PoolSample, sampling
 
 _SAMPLE_S = 1.0
@@ -93,6 +94,7 @@ def run_command(command: BranchesCommand, console: Console) -> list[BranchResult
         "wall_s": time.monotonic() - started,
         "processors": len(os.sched_getaffinity(0)),
         "pool": pool,
+        "server_kv": json.loads((command.out / SETTINGS_FILE).read_text(encoding="utf-8"))["server_kv"],
         "best": {task: best.branch.name for task, best in best_of(results).items()},
     }
     (command.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

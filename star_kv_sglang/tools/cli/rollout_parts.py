@@ -55,11 +55,18 @@ def find_agent(name: str, detours: float) -> Agent:
 
 
 def choose_tasks(words: str, suite: Suite, agent: Agent) -> tuple[str, ...]:
-    """The tasks of ``--tasks``: names with commas between them, or ``all``: all that the agent knows of the suite."""
+    """The tasks of ``--tasks``: names with commas between them, or ``all``: all that the agent knows of the suite.
+
+    Raises:
+        RolloutError: It knows none of them.
+    """
     if words != "all":
         return tuple(word.strip() for word in words.split(",") if word.strip())
     known: Sequence[str] = getattr(agent, "tasks", suite.tasks)
-    return tuple(task for task in known if task in suite.tasks)
+    chosen = tuple(task for task in known if task in suite.tasks)
+    if not chosen:
+        raise RolloutError(f"the agent {agent.name!r} plays none of the tasks of {suite.name}; name --agent")
+    return chosen
 
 
 def _import(name: str, option: str, known: str) -> Any:

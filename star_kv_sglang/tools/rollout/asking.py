@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import httpx
 
-from star_kv_sglang.tools.chat import ChatClient, Completion, Message, RequestError, ServerGoneError
+from star_kv_sglang.tools.chat import ChatClient, Completion, Message, RequestError, ServerGoneError, UnavailableError
 from star_kv_sglang.tools.rollout.pool import FULL, policy_of
 from star_kv_sglang.tools.rollout.settings import RolloutSettings
 
@@ -22,7 +22,7 @@ _ABORTED: Final = "abort"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An answer, and the seconds that it did not take: those for which others were waited for."""
+    """An answer, and the seconds that it did not take: those for which others, or the server, were waited for."""
 
     completion: Completion
     waiting_s: float
@@ -121,6 +121,9 @@ class Model:
                     temperature=self._settings.temperature,
                     seed=seed if self._settings.temperature > 0 else None,
                 )
+            except UnavailableError as error:
+                await self._wait_after(ServerGoneError(f"{error}; the server or a proxy before it may be away"))
+                continue
             except ServerGoneError as error:
                 # A server that refuses us will not change its mind.
                 if not isinstance(error.__cause__, httpx.TransportError):
@@ -131,7 +134,7 @@ class Model:
                 await self._wait_after(ServerGoneError(f"{self._client.base_url} has dropped a request"))
                 continue
             self._gone_since = None
-            return Asked(completion, waiting_s)
+            return Asked(completion, waiting_s + completion.retrying_s)
 
     def _wishes(self, *, share: bool) -> dict[str, Any] | None:
         """The request's ``custom_params``; other servers than ours refuse or ignore them."""

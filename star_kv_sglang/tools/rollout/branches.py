@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from star_kv_sglang.errors import StarKVError
-from star_kv_sglang.tools.chat import ChatClient
+from star_kv_sglang.tools.chat import ChatClient, kv_settings_of
 from star_kv_sglang.tools.rollout.agent import Agent
 from star_kv_sglang.tools.rollout.asking import Model
 from star_kv_sglang.tools.rollout.environment import Suite
-from star_kv_sglang.tools.rollout.errors import RolloutError
+from star_kv_sglang.tools.rollout.errors import RolloutError, first_error
 from star_kv_sglang.tools.rollout.folder import RolloutFolder
 from star_kv_sglang.tools.rollout.player import Player, Watcher
 from star_kv_sglang.tools.rollout.settings import RolloutSettings
@@ -77,6 +77,7 @@ async def opened_player(
         **{"suite": suite.name, "agent": agent.name, **settings.describe(), **(more or {})},
         "model": settings.model or await client.model(),
         "max_tokens": max_tokens,
+        "server_kv": _policy_settings(await client.server_info()),
     }
     with RolloutFolder(out, described) as folder:
         yield Player(
@@ -88,6 +89,11 @@ async def opened_player(
             watcher=told,
             shares_first_turn=settings.branches > 1 or bool(more),
         )
+
+
+def _policy_settings(server_info: dict[str, Any] | None) -> dict[str, Any]:
+    """What a server does to its KV cache; that its tree is shown besides changes no answer."""
+    return {name: value for name, value in kv_settings_of(server_info).items() if name != "kv_introspection"}
 
 
 async def play_all(concurrency: int, plays: Sequence[Callable[[], Awaitable[BranchResult]]]) -> list[BranchResult]:
@@ -102,10 +108,5 @@ async def play_all(concurrency: int, plays: Sequence[Callable[[], Awaitable[Bran
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(play)) for play in plays]
     except* StarKVError as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
     return [task.result() for task in tasks]
-
-
-def _first(errors: BaseExceptionGroup[StarKVError]) -> StarKVError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

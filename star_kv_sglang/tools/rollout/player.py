@@ -35,6 +35,8 @@ from star_kv_sglang.tools.rollout.trace import Branch, BranchResult, End, EndRow
 
 _ENDING: Final = frozenset({ActionKind.TERMINATE, ActionKind.ANSWER})
 """Actions by which an agent says that it has finished."""
+_REFUSALS: Final = (NoActionError, ActionRefusedError)
+"""Of a reply: they cost a turn."""
 
 _T = TypeVar("_T")
 
@@ -184,9 +186,16 @@ class Player:
             conversation = conversation or Conversation(self.agent, goal, png_size(png))
             conversation.show(png, await self._instruction(environment))
             conversation.hear(row.said, row.error)
-            for action in row.actions:
-                if action.kind not in _ENDING:
-                    await self._ask_environment("an action", partial(environment.step, action))
+            try:
+                for action in row.actions:
+                    if action.kind not in _ENDING:
+                        step = partial(environment.step, action)
+                        await self._ask_environment("an action", step, passes=(ActionRefusedError,))
+            except ActionRefusedError as error:
+                raise EnvironmentFault(
+                    f"the environment does not repeat itself: turn {row.turn} refuses what it did in the trace "
+                    f"({error})"
+                ) from error
             score = await self._ask_environment("its score", environment.score)
         if conversation is None:
             first = await self._ask_environment("a screenshot", environment.screenshot)
@@ -232,8 +241,9 @@ class Player:
     async def _act(self, reply: str, view: View) -> tuple[tuple[Action, ...], tuple[Action, ...], str | None]:
         """What the reply says, what was done of it, and why not all."""
         try:
-            actions = await self._ask_environment("the agent", lambda: self.agent.actions(reply, view))
-        except (NoActionError, ActionRefusedError) as error:
+            think = partial(self.agent.actions, reply, view)
+            actions = await self._ask_environment("the agent", think, passes=_REFUSALS)
+        except _REFUSALS as error:
             return (), (), " ".join(str(error).split())
         done: list[Action] = []
         for action in actions:
@@ -242,7 +252,8 @@ class Player:
             try:
                 if action.kind not in _ENDING:
                     refuse_outside(action)
-                    await self._ask_environment("an action", partial(view.environment.step, action))
+                    step = partial(view.environment.step, action)
+                    await self._ask_environment("an action", step, passes=(ActionRefusedError,))
             except ActionRefusedError as error:
                 return actions, tuple(done), " ".join(str(error).split())
             done.append(action)
@@ -253,13 +264,23 @@ class Player:
             return ""
         return await self._ask_environment("its instruction", environment.instruction)
 
-    async def _ask_environment(self, what: str, ask: Callable[[], Awaitable[_T]], limit_s: float | None = None) -> _T:
-        """Await something of an environment, which others wrote: whatever it raises is its fault, and it may hang."""
+    async def _ask_environment(
+        self,
+        what: str,
+        ask: Callable[[], Awaitable[_T]],
+        limit_s: float | None = None,
+        passes: tuple[type[Exception], ...] = (),
+    ) -> _T:
+        """Await something of an environment, which others wrote: it may hang, and what it raises is its fault, but for
+        what ``passes``.
+        """
         limit = self.settings.environment_timeout_s if limit_s is None else limit_s
         try:
             async with asyncio.timeout(limit):
                 return await ask()
-        except (EnvironmentFault, ActionRefusedError, NoActionError):
+        except EnvironmentFault:
+            raise
+        except passes:
             raise
         except TimeoutError as error:
             raise EnvironmentFault(f"the environment hangs: {what} took more than {limit:g} s") from error

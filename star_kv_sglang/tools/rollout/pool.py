@@ -14,7 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.tools.chat import ChatClient, ChatError
+from star_kv_sglang.tools.rollout.errors import first_error
 
 POLICY_FIELD = "kv_policy"
 FULL = "full"
@@ -74,22 +76,34 @@ async def sampling(
 ) -> AsyncIterator[list[PoolSample]]:
     """Samples the pool while the body runs; the list grows meanwhile and ends with a sample taken after the body.
 
-    An error of the sampling ends the body's task group, as an error of the rollout itself would; with
-    ``through_restarts``, moments in which the server does not answer are left out.
+    Args:
+        client: Of the server.
+        interval_s: Seconds between samples.
+        through_restarts: Leave out later moments in which the server does not answer.
+
+    Raises:
+        ChatError: The server does not answer; the body is cancelled.
+        StarKVError: As the body raises it, alone and not in a group.
     """
     samples = [await sample(client)]
+
+    async def add() -> None:
+        try:
+            samples.append(await sample(client))
+        except ChatError:
+            if not through_restarts:
+                raise
 
     async def keep_sampling() -> None:
         while True:
             await asyncio.sleep(interval_s)
-            try:
-                samples.append(await sample(client))
-            except ChatError:
-                if not through_restarts:
-                    raise
+            await add()
 
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(keep_sampling())
-        yield samples
-        task.cancel()
-    samples.append(await sample(client))
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(keep_sampling())
+            yield samples
+            task.cancel()
+    except* StarKVError as errors:
+        raise first_error(errors) from None
+    await add()

@@ -120,20 +120,17 @@ async def run(
     policy = policy_of(await client.server_info())
     conversation = _Conversation(client, max_tokens, on_answer)
     branches: list[asyncio.Task[list[Answer]]] = []
-    try:
-        async with sampling(client, interval_s=sample_interval_s) as samples:
-            started = time.perf_counter()
-            shared_turns = trajectories[0].turns[:num_shared]
-            custom_params = None if policy == FULL else SHARE
-            answers = await conversation.continue_with(0, 0, shared_turns, custom_params)
-            async with asyncio.TaskGroup() as group:
-                for number, trajectory in enumerate(trajectories):
-                    fork = conversation.fork()
-                    turns = trajectory.turns[num_shared:]
-                    branches.append(group.create_task(fork.continue_with(number, num_shared, turns, None)))
-            wall_s = time.perf_counter() - started
-    except* (RolloutError, ChatError) as errors:
-        raise _first(errors) from None
+    async with sampling(client, interval_s=sample_interval_s) as samples:
+        started = time.perf_counter()
+        shared_turns = trajectories[0].turns[:num_shared]
+        custom_params = None if policy == FULL else SHARE
+        answers = await conversation.continue_with(0, 0, shared_turns, custom_params)
+        async with asyncio.TaskGroup() as group:
+            for number, trajectory in enumerate(trajectories):
+                fork = conversation.fork()
+                turns = trajectory.turns[num_shared:]
+                branches.append(group.create_task(fork.continue_with(number, num_shared, turns, None)))
+        wall_s = time.perf_counter() - started
     for branch in branches:
         answers += branch.result()
     return Rollout(policy, tuple(answers), tuple(samples), len(trajectories), num_turns, num_shared, wall_s)
@@ -187,8 +184,3 @@ def user_message(turn: Turn, question: Question, *, with_image: bool) -> Message
             {"type": "text", "text": question.text},
         ],
     }
-
-
-def _first(errors: BaseExceptionGroup[RolloutError | ChatError]) -> RolloutError | ChatError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
