@@ -125,6 +125,7 @@ class FakeServer:
         status: Of all answers for the tree.
         key: That it asks for.
         text: Runs of the prompt.
+        kept: Seed of all heat maps.
     """
 
     def __init__(self, shown: dict[str, Any] | None = None) -> None:
@@ -133,6 +134,7 @@ class FakeServer:
         self.status = 200
         self.key: str | None = None
         self.text: list[str | None] = ["<|im_start|>user", None]
+        self.kept = 0
         self.asked: list[str] = []
         self._at = 0.0
 
@@ -155,7 +157,7 @@ class FakeServer:
         self.asked.append(kind)
         if kind == "screenshot":
             return Response(png(), media_type="image/png")
-        return JSONResponse(heat() if kind == "frame" else {"runs": self.text, "is_cut": False})
+        return JSONResponse(heat(self.kept) if kind == "frame" else {"runs": self.text, "is_cut": False})
 
     @contextmanager
     def running(self, port: int = 0) -> Iterator[str]:

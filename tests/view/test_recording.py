@@ -65,6 +65,27 @@ def test_what_was_recorded_is_read_again(tmp_path: Path) -> None:
     assert read.detail("frame", {"node": "3", "start": "20"}, 0.0) is None
 
 
+def test_what_was_looked_at_belongs_to_its_start_of_the_server(tmp_path: Path) -> None:
+    """Nodes are numbered anew with each start."""
+    path, nodes = tmp_path / "run.jsonl", made.tree(1, 1)
+    text = {"type": "text", "node": 2, "is_cut": False}
+    made.write(
+        path,
+        [
+            made.as_record(made.snapshot(nodes), nodes, full=True),
+            {"type": "frame", "node": 2, "start": 166, **made.heat(1)},
+            {**text, "runs": ["first"]},
+            made.as_record(made.snapshot(nodes, at=60.0, started=made.START + 50), nodes, full=True),
+            {**text, "runs": ["second"]},
+        ],
+    )
+    read = Recording(path)
+    told = [read.detail("text", {"node": "2"}, made.START + at) or {} for at in (-5.0, 5.0, 65.0)]
+    assert [one["runs"] for one in told] == [["first"], ["first"], ["second"]]
+    frame = {"node": "2", "start": "166"}
+    assert read.detail("frame", frame, made.START + 5) and read.detail("frame", frame, made.START + 65) is None
+
+
 def test_a_recording_that_is_cut_off_is_shown_up_to_there(tmp_path: Path) -> None:
     path = made.growing(tmp_path / "run.jsonl", 2, 2, num_updates=3)
     path.write_bytes(path.read_bytes()[:-100])
