@@ -293,6 +293,34 @@ def test_a_recording_with_frames_has_each_heat_map_and_screenshot_once(
     assert Recording(tmp_path / "run.jsonl").picture("b0t1") == made.png()
 
 
+def test_a_recording_with_frames_asks_again_for_what_failed(
+    server: tuple[made.FakeServer, str], tmp_path: Path
+) -> None:
+    fake, url = server
+    vars(fake).update({"shown": made.snapshot(made.tree(4, 3)), "key": None, "status": 200})
+    recorder = Recorder(tmp_path / "run.jsonl")
+
+    async def turns(shows: str) -> list[tuple[int, int]]:
+        source = LiveSource(Client(url), interval_s=1.0, recorder=recorder, with_frames=True)
+        source._take({**made.snapshot(made.tree(4, 3)), "shows": shows})
+        asked = []
+        for fake.failing in ({"frame"}, {"screenshot"}, set(), set(), set()):
+            fake.asked.clear()
+            await source._record_frames()
+            asked.append((fake.asked.count("frame"), fake.asked.count("screenshot")))
+        await source._client.close()
+        return asked
+
+    # Of 13, 8 a turn: those that failed come behind those that were not asked for.
+    assert asyncio.run(turns("content")) == [(8, 0), (8, 8), (5, 8), (0, 5), (0, 0)]
+    assert asyncio.run(turns("tree")) == [(8, 0), (8, 0), (5, 0), (0, 0), (0, 0)]
+    recorder.close()
+    fake.failing = set()
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = [line["type"] for line in lines]
+    assert (kinds.count("frame"), kinds.count("screenshot")) == (2 * 13, 13)
+
+
 def test_ctrl_c_ends_it_in_silence_though_a_page_is_open(server: tuple[made.FakeServer, str]) -> None:
     fake, url = server
     vars(fake).update({"shown": made.snapshot(made.tree(1, 1)), "key": None, "status": 200})
