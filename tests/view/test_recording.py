@@ -119,8 +119,9 @@ def other_fields(path: Path) -> None:
         (other_fields, "was recorded by star-kv 0.0.9"),
         (lambda path: made.write(path, []), "ends before the first"),
         (lambda path: made.write(path, [{"type": "tree", "nodes": []}]), "ends before the first"),
+        (lambda path: made.write(path, [{"type": "text", "node": 1, "runs": []}]), "ends before the first"),
     ],
-    ids=["missing", "empty", "binary", "list", "not ours", "version", "fields", "no tree", "no numbers"],
+    ids=["missing", "empty", "binary", "list", "not ours", "version", "fields", "no tree", "no numbers", "text alone"],
 )
 def test_a_file_that_cannot_be_shown_is_told_in_a_line(
     tmp_path: Path, make: Callable[[Path], object], words: str

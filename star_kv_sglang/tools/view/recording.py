@@ -129,7 +129,8 @@ class Recording:
     def _key(self, kind: str, of: Mapping[str, Any], time: float) -> tuple[Any, ...]:
         if kind == "screenshot":
             return kind, str(of["image"])  # another name with each start
-        started = next((known for at, known in reversed(self._starts) if at <= time), self._starts[0][1])
+        first = self._starts[0][1] if self._starts else None
+        started = next((known for at, known in reversed(self._starts) if at <= time), first)
         return (kind, started, *(str(of[name]) for name in (("node", "start") if kind == "frame" else ("node",))))
 
 

@@ -37,13 +37,13 @@ function take(record) {
       setStatus("recorded", "a recording");
       detail.setHeat(true);
     }
-  } else if (record.type === "past") history.addPast(record.points);
-  else if (record.type === "tree") {
+  } else if (record.type === "past") {
+    history.addPast(record.points);
+  } else if (record.type === "tree") {
     const numForgotten = history.add(record);
     // The moment that somebody looks at stays, until it is forgotten itself.
     if (!isFollowing && numForgotten) $("time").value -= numForgotten;
-  }
-  else if (record.type === "status" && header.live) setStatus(record.state, record.text);
+  } else if (record.type === "status" && header.live) setStatus(record.state, record.text);
   else if (record.type === "end" && record.text) setStatus("lost", record.text);
 }
 
