@@ -60,6 +60,14 @@ def _manager() -> Any:
     return http_server._global_state.tokenizer_manager
 
 
+def _is_served(manager: TokenizerManager) -> bool:
+    """Whether SGLang's app answers for it: `sglang.Engine` in a program, and a server of gRPC alone, have no app."""
+    from sglang.srt.entrypoints import http_server
+
+    state = http_server._global_state
+    return state is not None and state.tokenizer_manager is manager
+
+
 def _service(manager: TokenizerManager, mode: str) -> Introspection:
     """What this engine shows. It looks the manager up by itself, which the registry would otherwise keep alive."""
     if manager not in _services:
@@ -98,7 +106,7 @@ def _image_numbers() -> Mapping[str, int] | None:
 
 
 def note_screenshots(manager: TokenizerManager, obj: Any, tokenized: Any) -> None:
-    """Remember the screenshots of a request where the server shows them.
+    """Remember the screenshots of a request where the server shows them; an engine without one has nobody to show them.
 
     Args:
         manager: Of this server.
@@ -106,6 +114,8 @@ def note_screenshots(manager: TokenizerManager, obj: Any, tokenized: Any) -> Non
         tokenized: What SGLang made of it: an item for each image, in order.
     """
     if getattr(manager.server_args, "kv_introspection", protocol.OFF) != protocol.CONTENT:
+        return
+    if not _is_served(manager):
         return
     items = getattr(getattr(tokenized, "mm_inputs", None), "mm_items", None) or ()
     hashes = [f"{int(item.hash) & 0xFFFFFFFFFFFFFFFF:x}" for item in items if item.is_image() and item.hash is not None]

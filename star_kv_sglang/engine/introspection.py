@@ -87,7 +87,6 @@ class Introspection:
         nodes = walk.piece()
         told = {"nodes": nodes, "is_over": walk.is_over, "is_torn": walk.is_torn}
         if walk.is_over:
-            # It would keep nodes alive that the tree has dropped.
             self._walk = None
         return told
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.introspection.protocol import LOCKED, PENDING, PINNED, SHARED
@@ -25,7 +27,7 @@ class TreeWalk:
     """One walk, parents before their children, layer by layer: what is left out of a tree that is too large lies deep.
 
     The tree may change between two pieces. What is gone then is left out, what came is missing in places, and
-    `is_torn` says so: the next walk has it right.
+    `is_torn` says so: the next walk has it right. A walk that nobody goes on with keeps no node alive, nor its slots.
 
     Args:
         tree: The tree.
@@ -34,7 +36,7 @@ class TreeWalk:
     def __init__(self, tree: StarRadixCache) -> None:
         self._tree = tree
         self._started_at = time.monotonic()
-        self._todo = deque(tree.root_node.children.values())
+        self._todo: deque[weakref.ref[TreeNode]] = deque(_weak(tree.root_node.children.values()))
         self._told: set[int] = {tree.root_node.id}
         self._size = tree.num_nodes
 
@@ -54,15 +56,15 @@ class TreeWalk:
         tree, todo, told = self._tree, self._todo, self._told
         found: list[list[Any]] = []
         while todo and len(found) < most_nodes:
-            node = todo.popleft()
-            if tree.holds(node) and node.id not in told:
+            node = todo.popleft()()
+            if node is not None and tree.holds(node) and node.id not in told:
                 if node.parent.id not in told:
                     # It was split meanwhile: its upper part is new.
-                    todo.extendleft((node, node.parent))
+                    todo.extendleft(_weak((node, node.parent)))
                     continue
                 told.add(node.id)
                 found.append(self._told_of(node))
-                todo.extend(node.children.values())
+                todo.extend(_weak(node.children.values()))
             if len(found) % _BETWEEN_LOOKS == 0 and time.perf_counter() > ends_at:
                 break
         return found
@@ -100,3 +102,7 @@ class TreeWalk:
             round(max(0.0, self._started_at - node.last_access_time), 1),
             frames,
         ]
+
+
+def _weak(nodes: Iterable[TreeNode]) -> Iterable[weakref.ref[TreeNode]]:
+    return map(weakref.ref, nodes)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 MOST_BYTES: Final = 256 * 2**20
-"""That are held; the ones that were sent longest ago go first."""
+"""That are held; the ones that no request has had for longest go first."""
 KINDS: Final = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -35,10 +35,15 @@ class Screenshots:
         self._num_bytes = 0
 
     def note(self, sources: Iterable[Any], hashes: Iterable[str]) -> None:
-        """A request came with these images; what is neither bytes nor base64 of them, as a URL is not, is left out."""
+        """A request came with these images; what is neither bytes nor base64 of them, as a URL is not, is left out.
+
+        An image that is held is in use again however it came, by its digest for instance.
+        """
         for source, name in zip(sources, hashes, strict=False):
             data = getattr(source, "url", source)
             if not isinstance(data, str | bytes) or (isinstance(data, str) and not _holds_bytes(data)):
+                if name in self._sent:
+                    self._sent.move_to_end(name)
                 continue
             self._num_bytes += len(data) - len(self._sent.pop(name, b""))
             self._sent[name] = data

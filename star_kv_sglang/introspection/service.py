@@ -191,5 +191,7 @@ class Introspection:
         image = self._image_of.get(name)
         picture = None if image is None else self.screenshots.get(image)
         if picture is None:
-            return _refusal(404, "that screenshot is not held: it came by a URL, or others have taken its place")
+            return _refusal(
+                404, "that screenshot is not held: it came by a URL or by its digest, or others have taken its place"
+            )
         return Reply(picture, kind=kind_of(picture) or "")

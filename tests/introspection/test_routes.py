@@ -111,6 +111,7 @@ def request_with(image: object) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("mode", "status"), [(protocol.OFF, 404), (protocol.TREE, 403), (protocol.CONTENT, 200)])
 def test_screenshots_are_remembered_only_where_they_are_shown(http_server: Any, mode: str, status: int) -> None:
     manager: Any = Manager(mode)
+    http_server._global_state.tokenizer_manager = manager
     routes.note_screenshots(manager, *request_with(PNG))
     assert (manager in routes._services) == (mode == protocol.CONTENT)
     get(http_server, manager, "tree")
@@ -120,8 +121,22 @@ def test_screenshots_are_remembered_only_where_they_are_shown(http_server: Any, 
     assert status != 200 or answer.headers["content-security-policy"] == "default-src 'none'"
 
 
+@pytest.mark.parametrize("is_another_served", [True, False])
+def test_an_engine_that_no_app_serves_remembers_no_screenshots(
+    http_server: Any, monkeypatch: pytest.MonkeyPatch, is_another_served: bool
+) -> None:
+    manager: Any = Manager(protocol.CONTENT)
+    if is_another_served:
+        http_server._global_state.tokenizer_manager = Manager(protocol.CONTENT)
+    else:
+        monkeypatch.setattr(http_server, "_global_state", None)
+    routes.note_screenshots(manager, *request_with(PNG))
+    assert manager not in routes._services
+
+
 def test_what_has_no_image_for_each_item_is_left_out(http_server: Any) -> None:
     manager: Any = Manager(protocol.CONTENT)
+    http_server._global_state.tokenizer_manager = manager
     routes.note_screenshots(manager, SimpleNamespace(image_data=None), request_with(PNG)[1])
     routes.note_screenshots(manager, SimpleNamespace(image_data=None), SimpleNamespace(mm_inputs=None))
     assert manager not in routes._services

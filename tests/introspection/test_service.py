@@ -172,6 +172,13 @@ def test_screenshots_are_bounded_and_the_oldest_go() -> None:
     assert [held.get(name) is not None for name in "abc"] == [True, False, True]
 
 
+def test_a_screenshot_that_comes_by_its_digest_is_in_use() -> None:
+    held = Screenshots(most_bytes=2 * len(PNG))
+    for source, name in ((PNG, "a"), (PNG, "b"), ("sha256:" + 64 * "0", "a"), ("sha256:" + 64 * "1", "x"), (PNG, "c")):
+        held.note([source], [name])
+    assert [held.get(name) is not None for name in "abcx"] == [True, False, True, False]
+
+
 def test_images_of_a_request_are_flat() -> None:
     assert flat(None) == [] and flat("a") == ["a"] and flat([["a", "b"], "c"]) == ["a", "b", "c"]
 

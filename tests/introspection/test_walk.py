@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +85,24 @@ def test_a_piece_ends_in_time(num_nodes: int) -> None:
         walk.piece()
         longest.append(time.perf_counter() - started)
     assert sorted(longest)[len(longest) // 2] < PIECE_S + 0.001
+
+
+@pytest.mark.parametrize("end", ["evict", "reset"])
+def test_a_walk_that_nobody_goes_on_with_keeps_no_dropped_node_alive(end: str) -> None:
+    """A client hangs up, or has had as many nodes as a snapshot has."""
+    made = forest(200)
+    asked = introspection(made.tree)
+    asked._walk = TreeWalk(made.tree)
+    told = asked._walk.piece(most_nodes=20, seconds=9.0)
+    rest = [weakref.ref(node) for node in made.tree.nodes() if node.id not in {node[0] for node in told}]
+    if end == "evict":
+        made.tree.evict(EvictParams(num_tokens=made.tree.evictable_size()))
+    else:
+        made.tree.reset()
+    gc.collect()
+    assert len(rest) > 100 and not any(node() for node in rest)
+    piece = asked.answer({"ask": "piece"})
+    assert (piece["nodes"], piece["is_over"], piece["is_torn"]) == ([], True, True)
 
 
 def prune(tree: Any, node: Any, keep: int) -> Any:

@@ -125,6 +125,8 @@ class FakeServer:
         status: Of all answers for the tree.
         key: That it asks for.
         text: Runs of the prompt.
+        kept: Seed of all heat maps.
+        failing: Kinds of what is asked one by one that have no answer.
     """
 
     def __init__(self, shown: dict[str, Any] | None = None) -> None:
@@ -133,6 +135,8 @@ class FakeServer:
         self.status = 200
         self.key: str | None = None
         self.text: list[str | None] = ["<|im_start|>user", None]
+        self.kept = 0
+        self.failing: set[str] = set()
         self.asked: list[str] = []
         self._at = 0.0
 
@@ -153,9 +157,11 @@ class FakeServer:
     async def _detail(self, request: Request) -> Response:
         kind = request.path_params["kind"]
         self.asked.append(kind)
+        if kind in self.failing:
+            return JSONResponse({"error": {"message": "busy"}}, 503)
         if kind == "screenshot":
             return Response(png(), media_type="image/png")
-        return JSONResponse(heat() if kind == "frame" else {"runs": self.text, "is_cut": False})
+        return JSONResponse(heat(self.kept) if kind == "frame" else {"runs": self.text, "is_cut": False})
 
     @contextmanager
     def running(self, port: int = 0) -> Iterator[str]:

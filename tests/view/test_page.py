@@ -226,6 +226,77 @@ def test_the_page_goes_on_when_its_server_was_restarted(browser: Browser) -> Non
         page_server.__exit__(None, None, None)
 
 
+def test_what_is_shown_of_another_run_or_moment_is_of_that_one(browser: Browser) -> None:
+    nodes = made.tree(1, 1)
+    fake = made.FakeServer(made.snapshot(nodes))
+    with fake.running() as server, live(server) as url, page_of(browser, url) as page:
+        kept = page.locator(".frame .pair > div:last-child").first
+        heat = kept.locator("canvas[aria-label*='are kept']")
+        expect(page.locator("#tree .row:visible")).to_have_count(1)
+        pruned = [nodes[0], [*nodes[1][:4], made.TEXT + 25, *nodes[1][5:-1], [made.frame("b0t0", 166, 25)]]]
+        fake.shown = made.snapshot(pruned, at=10.0)
+        expect(page.locator(".frame").first).to_contain_text("25 of 126 tokens")
+        page.get_by_role("button", name="Show heat maps").click()
+        page.locator("summary", has_text="Prompt").click()
+        expect(heat).to_be_visible()
+        expect(page.locator("pre.prompt")).to_contain_text("user")
+        first = heat.get_attribute("aria-label") or ""
+
+        fake.kept, fake.text = 1, ["another prompt"]
+        fake.shown = made.snapshot(pruned, at=20.0, started=made.START + 15)
+        expect(page.locator("pre.prompt")).to_have_text("another prompt")
+        expect(heat).not_to_have_attribute("aria-label", first)
+
+        num_asked = fake.asked.count("frame")
+        slider, last = page.locator("#time"), "starKv.history.records.findLastIndex((one) => one.started === %f)"
+        slider.fill(str(page.evaluate(last % made.START)))
+        expect(page.locator("pre.prompt")).to_have_text("the server was restarted since, and has forgotten this prompt")
+        expect(heat).to_have_attribute("aria-label", first)
+        slider.fill("0")
+        expect(kept).to_have_text("nobody looked at this heat map then")
+        expect(page.locator("#detail")).to_contain_text("The server tells heat maps of now only")
+        assert fake.asked.count("frame") == num_asked
+
+
+def test_a_page_that_fell_behind_lists_each_cut_once(browser: Browser, run: str) -> None:
+    told = """async (records) => {
+      const {History} = await import("/static/state.js");
+      const history = new History();
+      for (const record of records) history.add(record);
+      return history.cuts.map((cut) => cut[0]);
+    }"""
+    before, again = [made.cut(1), made.cut(2)], [made.cut(number) for number in (1, 2, 3)]
+    records = [
+        made.as_record(made.snapshot([], at=at, cuts=cuts, started=started), [], full=full)
+        for at, cuts, started, full in (
+            (0.0, before, 1.0, True), (9.0, again, 1.0, True), (10.0, [made.cut(4)], 1.0, False),
+            (20.0, before, 2.0, True),
+        )
+    ]  # fmt: skip
+    with page_of(browser, run) as page:
+        assert page.evaluate(told, records) == [1, 2, 3, 4, 1, 2]
+
+
+def test_the_moment_that_is_looked_at_stays_when_the_oldest_are_forgotten(browser: Browser) -> None:
+    fill = """() => {
+      const history = starKv.history, first = history.records[0];
+      for (let at = 1; history.records.length < 3600; at++)
+        history.add({...first, time: first.time + at / 1e3, full: false, nodes: [], gone: [], cuts: []});
+      const slider = document.getElementById("time");
+      slider.max = 3599;
+      slider.value = 100;
+      slider.dispatchEvent(new Event("input"));
+      return history.records[100].time;
+    }"""
+    shown = "starKv.history.records[document.getElementById('time').value].time"
+    fake = made.FakeServer(made.snapshot(made.tree(1, 1)))
+    with fake.running() as server, live(server) as url, page_of(browser, url) as page:
+        expect(page.locator("#tree .row:visible")).to_have_count(1)
+        at = page.evaluate(fill)
+        expect(page.locator("#moment")).to_have_text(re.compile(r"of 35\d\d\)"))
+        assert page.evaluate(shown) == at
+
+
 def test_a_tree_of_which_a_part_is_left_out_says_so(browser: Browser) -> None:
     nodes = made.tree(3_333, 3)[:MOST_NODES]
     fake = made.FakeServer(made.snapshot(nodes, num_nodes=12_345, left_out=12_345 - MOST_NODES))

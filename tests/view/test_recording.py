@@ -65,6 +65,27 @@ def test_what_was_recorded_is_read_again(tmp_path: Path) -> None:
     assert read.detail("frame", {"node": "3", "start": "20"}, 0.0) is None
 
 
+def test_what_was_looked_at_belongs_to_its_start_of_the_server(tmp_path: Path) -> None:
+    """Nodes are numbered anew with each start."""
+    path, nodes = tmp_path / "run.jsonl", made.tree(1, 1)
+    text = {"type": "text", "node": 2, "is_cut": False}
+    made.write(
+        path,
+        [
+            made.as_record(made.snapshot(nodes), nodes, full=True),
+            {"type": "frame", "node": 2, "start": 166, **made.heat(1)},
+            {**text, "runs": ["first"]},
+            made.as_record(made.snapshot(nodes, at=60.0, started=made.START + 50), nodes, full=True),
+            {**text, "runs": ["second"]},
+        ],
+    )
+    read = Recording(path)
+    told = [read.detail("text", {"node": "2"}, made.START + at) or {} for at in (-5.0, 5.0, 65.0)]
+    assert [one["runs"] for one in told] == [["first"], ["first"], ["second"]]
+    frame = {"node": "2", "start": "166"}
+    assert read.detail("frame", frame, made.START + 5) and read.detail("frame", frame, made.START + 65) is None
+
+
 def test_a_recording_that_is_cut_off_is_shown_up_to_there(tmp_path: Path) -> None:
     path = made.growing(tmp_path / "run.jsonl", 2, 2, num_updates=3)
     path.write_bytes(path.read_bytes()[:-100])
@@ -98,8 +119,9 @@ def other_fields(path: Path) -> None:
         (other_fields, "was recorded by star-kv 0.0.9"),
         (lambda path: made.write(path, []), "ends before the first"),
         (lambda path: made.write(path, [{"type": "tree", "nodes": []}]), "ends before the first"),
+        (lambda path: made.write(path, [{"type": "text", "node": 1, "runs": []}]), "ends before the first"),
     ],
-    ids=["missing", "empty", "binary", "list", "not ours", "version", "fields", "no tree", "no numbers"],
+    ids=["missing", "empty", "binary", "list", "not ours", "version", "fields", "no tree", "no numbers", "text alone"],
 )
 def test_a_file_that_cannot_be_shown_is_told_in_a_line(
     tmp_path: Path, make: Callable[[Path], object], words: str
@@ -270,6 +292,34 @@ def test_a_recording_with_frames_has_each_heat_map_and_screenshot_once(
     kinds = [line["type"] for line in lines]
     assert kinds[:3] == ["header", "status", "tree"] and kinds.count("frame") == kinds.count("screenshot") == 3
     assert Recording(tmp_path / "run.jsonl").picture("b0t1") == made.png()
+
+
+def test_a_recording_with_frames_asks_again_for_what_failed(
+    server: tuple[made.FakeServer, str], tmp_path: Path
+) -> None:
+    fake, url = server
+    vars(fake).update({"shown": made.snapshot(made.tree(4, 3)), "key": None, "status": 200})
+    recorder = Recorder(tmp_path / "run.jsonl")
+
+    async def turns(shows: str) -> list[tuple[int, int]]:
+        source = LiveSource(Client(url), interval_s=1.0, recorder=recorder, with_frames=True)
+        source._take({**made.snapshot(made.tree(4, 3)), "shows": shows})
+        asked = []
+        for fake.failing in ({"frame"}, {"screenshot"}, set(), set(), set()):
+            fake.asked.clear()
+            await source._record_frames()
+            asked.append((fake.asked.count("frame"), fake.asked.count("screenshot")))
+        await source._client.close()
+        return asked
+
+    # Of 13, 8 a turn: those that failed come behind those that were not asked for.
+    assert asyncio.run(turns("content")) == [(8, 0), (8, 8), (5, 8), (0, 5), (0, 0)]
+    assert asyncio.run(turns("tree")) == [(8, 0), (8, 0), (5, 0), (0, 0), (0, 0)]
+    recorder.close()
+    fake.failing = set()
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = [line["type"] for line in lines]
+    assert (kinds.count("frame"), kinds.count("screenshot")) == (2 * 13, 13)
 
 
 def test_ctrl_c_ends_it_in_silence_though_a_page_is_open(server: tuple[made.FakeServer, str]) -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
-from star_kv_sglang.introspection.protocol import NODE_FIELDS
+from star_kv_sglang.introspection.protocol import CONTENT, NODE_FIELDS
 from star_kv_sglang.introspection.screenshots import kind_of
 from star_kv_sglang.tools.view.client import Client, UnreachableError, message_of
 from star_kv_sglang.tools.view.errors import ViewError
@@ -58,6 +58,7 @@ class LiveSource:
         self._pages: set[asyncio.Queue[dict[str, Any] | None]] = set()
         self._recorded: dict[tuple[int, int], int] = {}
         self._pictures: set[str] = set()
+        self._failed: set[tuple[int, int]] = set()
         self._following = "following"
 
     @property
@@ -112,6 +113,7 @@ class LiveSource:
         if restarted:
             self._recorded.clear()
             self._pictures.clear()
+            self._failed.clear()
             self._cuts.clear()
             self._tell("restarted", "the server was restarted; its tree began anew")
         record = self._differ.record(snapshot)
@@ -139,20 +141,43 @@ class LiveSource:
                 page.put_nowait(record)
 
     async def _record_frames(self) -> None:
-        """Heat maps that are new or have changed, and screenshots that are new, some at a time."""
-        room = _FRAMES_A_TURN
-        for ident, row in self._differ.rows.items():
-            for image, start, *_, live in row[_FRAMES]:
-                if self._recorded.get((ident, start)) == live:
+        """Heat maps that are new or have changed, and screenshots that are new, some at a time.
+
+        What fails is asked for again behind all others.
+        """
+        has_pictures = self._differ.newest["shows"] == CONTENT
+        missing = [
+            ((ident, start), image, live)
+            for ident, row in self._differ.rows.items()
+            for image, start, *_, live in row[_FRAMES]
+            if self._recorded.get((ident, start)) != live or (has_pictures and image not in self._pictures)
+        ]
+        missing.sort(key=lambda one: one[0] in self._failed)
+        for place, image, live in missing[:_FRAMES_A_TURN]:
+            self._failed.add(place)
+            if self._recorded.get(place) != live:
+                if not await self._has("frame", {"node": str(place[0]), "start": str(place[1])}):
                     continue
-                if not room:
-                    return
-                room -= 1
-                self._recorded[ident, start] = live
-                await self.detail("frame", {"node": str(ident), "start": str(start)})
-                if image not in self._pictures:
-                    self._pictures.add(image)
-                    await self.detail("screenshot", {"image": image})
+                self._recorded[place] = live
+            if has_pictures and image not in self._pictures:
+                if not await self._has("screenshot", {"image": image}):
+                    continue
+                self._pictures.add(image)
+            self._failed.discard(place)
+
+    async def _has(self, kind: str, query: Mapping[str, str]) -> bool:
+        """Whether the server told something, which then is recorded.
+
+        Raises:
+            UnreachableError: Nobody answers.
+        """
+        try:
+            await self._told(kind, query)
+        except UnreachableError:
+            raise
+        except ViewError:
+            return False
+        return True
 
     def end(self) -> None:
         """Nothing more is shown."""
@@ -181,15 +206,23 @@ class LiveSource:
     async def detail(self, kind: str, query: Mapping[str, str]) -> Answer:
         """What a page asks for: a heat map, a prompt or a screenshot."""
         try:
-            answer = await self._client.get(f"/star_kv/{kind}", query)
+            return await self._told(kind, query)
         except ViewError as error:
             return problem(str(error))
+
+    async def _told(self, kind: str, query: Mapping[str, str]) -> Answer:
+        """What the server tells of one thing; it is recorded.
+
+        Raises:
+            ViewError: It tells nothing, and why.
+        """
+        answer = await self._client.get(f"/star_kv/{kind}", query)
         if answer.status_code != 200:
-            return problem(message_of(answer))
+            raise ViewError(message_of(answer))
         if kind == "screenshot":
             media = kind_of(answer.content)
             if media is None:
-                return problem("the server sent no picture")
+                raise ViewError("the server sent no picture")
             self._record({"type": kind, **query, "kind": media, "data": base64.b64encode(answer.content).decode()})
             return answer.content, media
         self._record({"type": kind, **{key: int(value) for key, value in query.items()}, **answer.json()})

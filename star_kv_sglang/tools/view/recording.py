@@ -72,6 +72,7 @@ class Recording:
         self.problem: str | None = None
         self._details: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         self._time = 0.0
+        self._starts: list[tuple[float, Any]] = []
         try:
             with path.open("rb") as file:
                 lines = iter(file)
@@ -97,17 +98,24 @@ class Recording:
 
     def _take(self, record: dict[str, Any]) -> None:
         if record["type"] == "tree":
-            for key in ("nodes", "gone", "cuts", "totals", "policy", "time"):
-                record[key]
+            for name in ("nodes", "gone", "cuts", "totals", "policy", "time"):
+                record[name]
             self._time = record["time"]
+            started = record.get("started")
+            if not self._starts or self._starts[-1][1] != started:
+                self._starts.append((self._time, started))
         if record["type"] in DETAILS:
-            self._details.setdefault(_key(record["type"], record), []).append({**record, "at": self._time})
+            key = self._key(record["type"], record, self._time)
+            self._details.setdefault(key, []).append({**record, "at": self._time})
         else:
             self.records.append(record)
 
     def detail(self, kind: str, query: Mapping[str, str], time: float) -> dict[str, Any] | None:
-        """The newest record of something that somebody looked at before a time; the first one if none is so old."""
-        found = self._details.get(_key(kind, query), [])
+        """The newest record of something that somebody looked at before a time; the first one if none is so old.
+
+        It is of the start of the server at that time: nodes are numbered anew with each.
+        """
+        found = self._details.get(self._key(kind, query, time), [])
         return next((record for record in reversed(found) if record["at"] <= time), found[0] if found else None)
 
     def picture(self, image: str) -> bytes | None:
@@ -118,10 +126,12 @@ class Recording:
         except (KeyError, TypeError, binascii.Error, ValueError):
             return None
 
-
-def _key(kind: str, of: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = {"frame": ("node", "start"), "text": ("node",), "screenshot": ("image",)}[kind]
-    return (kind, *(str(of[name]) for name in names))
+    def _key(self, kind: str, of: Mapping[str, Any], time: float) -> tuple[Any, ...]:
+        if kind == "screenshot":
+            return kind, str(of["image"])  # another name with each start
+        first = self._starts[0][1] if self._starts else None
+        started = next((known for at, known in reversed(self._starts) if at <= time), first)
+        return (kind, started, *(str(of[name]) for name in (("node", "start") if kind == "frame" else ("node",))))
 
 
 def _check_header(path: Path, line: bytes) -> None:

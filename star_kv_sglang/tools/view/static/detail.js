@@ -64,13 +64,18 @@ export class Detail {
     for (const frame of this.frames.values()) this.paint(frame);
   }
 
-  /** Another branch, or the same one a moment later. */
-  update(run, moment, isLive) {
-    this.moment = moment;
+  /** Another branch, or the same one a moment later; `newest` is the newest record, `isLive` says that more may come. */
+  update(run, record, newest, isLive) {
+    this.moment = record?.time ?? 0;
     this.isLive = isLive;
+    this.isPast = isLive && record !== newest;
+    this.isOtherRun = isLive && record?.started !== newest?.started;
+    // A server numbers its nodes anew with every start.
+    const isRestarted = record?.started !== this.started;
+    this.started = record?.started;
     this.box.hidden = !run;
     if (!run) return;
-    if (run.key !== this.run?.key) {
+    if (isRestarted || run.key !== this.run?.key) {
       this.showsAll = false;
       this.box.scrollTop = 0;
       this.prompt.textContent = "";
@@ -100,6 +105,7 @@ export class Detail {
     this.controls.hidden = !found.length;
     this.slider.hidden = this.layerName.hidden = !this.showsHeat;
     this.hint.textContent = !found.length ? "No screenshot lies on this path."
+      : this.showsHeat && this.isPast ? "The server tells heat maps of now only: of the past, those that were looked at then are shown."
       : this.showsHeat ? "Clear and framed: kept; the more layers keep a token, the clearer. Dark: dropped by all."
       : this.isLive ? "A heat map is read from the device when you ask for it." : "";
     this.moreButton.hidden = wanted.length === found.length;
@@ -160,10 +166,15 @@ export class Detail {
   }
 
   async loadHeat(frame) {
-    const wanted = `${frame.node}/${frame.start}/${frame.live}`;
+    const wanted = `${this.started}/${frame.node}/${frame.start}/${frame.live}`;
     if (frame.heatOf === wanted) return this.paint(frame);
-    frame.heatOf = wanted;
     let heat = this.heats.get(wanted);
+    if (!heat && this.isPast) {
+      frame.heatOf = frame.heat = null;
+      frame.keptMissing.textContent = "nobody looked at this heat map then";
+      return this.paint(frame);
+    }
+    frame.heatOf = wanted;
     if (!heat) {
       const time = this.isLive ? "" : `&time=${this.moment}`;
       heat = await fetchJson(`/detail/frame?node=${frame.node}&start=${frame.start}${time}`);
@@ -194,10 +205,12 @@ export class Detail {
   async loadPrompt() {
     if (!this.promptBox.open || !this.run) return;
     const node = this.run.last[ID];
-    if (this.promptOf === node) return;
-    this.promptOf = node;
-    const told = await fetchJson(`/detail/text?node=${node}`);
-    if (this.promptOf !== node) return;
+    const wanted = `${this.started}/${node}`;
+    if (this.promptOf === wanted) return;
+    this.promptOf = wanted;
+    const told = this.isOtherRun ? {problem: "the server was restarted since, and has forgotten this prompt"}
+      : await fetchJson(`/detail/text?node=${node}${this.isLive ? "" : `&time=${this.moment}`}`);
+    if (this.promptOf !== wanted) return;
     if (told.problem) {
       this.prompt.replaceChildren(told.problem);
       return;

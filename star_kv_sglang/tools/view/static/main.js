@@ -37,9 +37,13 @@ function take(record) {
       setStatus("recorded", "a recording");
       detail.setHeat(true);
     }
-  } else if (record.type === "past") history.addPast(record.points);
-  else if (record.type === "tree") history.add(record);
-  else if (record.type === "status" && header.live) setStatus(record.state, record.text);
+  } else if (record.type === "past") {
+    history.addPast(record.points);
+  } else if (record.type === "tree") {
+    const numForgotten = history.add(record);
+    // The moment that somebody looks at stays, until it is forgotten itself.
+    if (!isFollowing && numForgotten) $("time").value -= numForgotten;
+  } else if (record.type === "status" && header.live) setStatus(record.state, record.text);
   else if (record.type === "end" && record.text) setStatus("lost", record.text);
 }
 
@@ -77,8 +81,8 @@ function drawNow() {
 }
 
 function drawDetail() {
-  const record = history.records[Math.min(Number($("time").value), history.records.length - 1)];
-  detail.update(tree.chosenRun(), record?.time ?? 0, header.live);
+  const newest = history.records.at(-1), record = history.records[Number($("time").value)] ?? newest;
+  detail.update(tree.chosenRun(), record, newest, header.live);
 }
 
 function drawNumbers(record, nodes, runs) {

@@ -9,12 +9,13 @@ export const ID = 0, PARENT = 1, START = 2, LENGTH = 3, LIVE = 4, FLAGS = 5, CUT
 // A screenshot's fields in a node.
 export const F_IMAGE = 0, F_START = 1, F_ROWS = 2, F_COLS = 3, F_FIRST = 4, F_END = 5, F_LIVE = 6;
 
-/** All trees since the page was opened, or of a recording; any of them can be shown again. */
+/** The newest trees since the page was opened, or of a recording; any of them can be shown again. */
 export class History {
   constructor() {
     this.records = [];
     this.points = [];
     this.cuts = [];
+    this.lastCut = {started: null, number: 0};
     this.nodes = new Map();
     this.sinceKeyframe = 0;
   }
@@ -23,6 +24,7 @@ export class History {
     this.points = [...points];
   }
 
+  /** Takes the next record; returns how many of the oldest were forgotten for it. */
   add(record) {
     if (record.full) this.nodes = new Map();
     for (const row of record.nodes) this.nodes.set(row[ID], row);
@@ -35,15 +37,27 @@ export class History {
     const last = this.points.at(-1);
     const {time, started, totals, images, policy} = record;
     if (!last || last.time < time) this.points.push({time, started, totals, images, policy});
-    for (const cut of record.cuts) this.cuts.push(cut);
-    if (this.cuts.length > 4000) this.cuts.splice(0, 2000);
+    this.addCuts(record);
     if (this.points.length > 2 * MOST_RECORDS) this.points.splice(0, MOST_RECORDS);
-    if (this.records.length > MOST_RECORDS) this.forgetOldest();
+    return this.records.length > MOST_RECORDS ? this.forgetOldest() : 0;
+  }
+
+  /** A page that fell behind gets cuts again that it has; a server numbers them anew with every start. */
+  addCuts({started, cuts}) {
+    if (this.lastCut.started !== started) this.lastCut = {started, number: 0};
+    for (const cut of cuts) {
+      if (cut[0] <= this.lastCut.number) continue;
+      this.lastCut.number = cut[0];
+      this.cuts.push(cut);
+    }
+    if (this.cuts.length > 4000) this.cuts.splice(0, 2000);
   }
 
   forgetOldest() {
     const next = this.records.findIndex((record, index) => index > 0 && record.keyframe);
-    if (next > 0) this.records.splice(0, next);
+    if (next < 0) return 0;
+    this.records.splice(0, next);
+    return next;
   }
 
   /** The nodes as they were at one record. */
