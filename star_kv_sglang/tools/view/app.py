@@ -158,7 +158,9 @@ def serve(source: Source, listener: socket.socket) -> None:
     config = uvicorn.Config(
         make_app(source, hosts), log_level="warning", timeout_graceful_shutdown=1, access_log=False, lifespan="on"
     )
-    _Server(config, source).run(sockets=[listener])
+    # uvicorn ends in order, and then raises what ended it, or not, as the moment has it.
+    with suppress(KeyboardInterrupt):
+        _Server(config, source).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
