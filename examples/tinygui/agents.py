@@ -91,6 +91,7 @@ def tell(row: Mapping[str, object], out: Path | None) -> None:
     line = json.dumps({"device": device(), **row})
     print(line, flush=True)
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

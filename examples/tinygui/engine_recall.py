@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "config": args.policy_config,
         }
         row |= {"right": [ok for _, ok in results], "back": [question.back for question, _ in results]}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -143,6 +143,7 @@ def main() -> None:
             if args.out:
                 row = {"model": args.model.name, "world": args.world, "budget": budget, "score": name}
                 row |= {"right": [ok for _, ok in results], "back": [question.back for question, _ in results]}
+                args.out.parent.mkdir(parents=True, exist_ok=True)
                 with args.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
 
