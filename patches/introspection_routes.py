@@ -118,7 +118,7 @@ def note_screenshots(manager: TokenizerManager, obj: Any, tokenized: Any) -> Non
     if not _is_served(manager):
         return
     items = getattr(getattr(tokenized, "mm_inputs", None), "mm_items", None) or ()
-    hashes = [f"{int(item.hash) & 0xFFFFFFFFFFFFFFFF:x}" for item in items if item.is_image() and item.hash is not None]
+    hashes = [protocol.image_key(int(item.hash)) for item in items if item.is_image() and item.hash is not None]
     sources = flat(obj.image_data)
     if hashes and len(hashes) == len(sources):
         _service(manager, protocol.CONTENT).screenshots.note(sources, hashes)

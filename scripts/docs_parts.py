@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,10 @@ from star_kv_sglang.flags import FLAGS
 from star_kv_sglang.policies import policy_keys, policy_records
 from star_kv_sglang.request_params import KEYS
 from star_kv_sglang.tools.bench.sizing import GIB, MODELS, Fleet, sizing_rows
+from star_kv_sglang.tools.markdown import markdown_table
 
 ROOT = Path(__file__).parent.parent
 PART = re.compile(r"(<!-- begin (?P<name>[\w-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
-
-
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    lines = [list(columns), ["---"] * len(list(columns)), *map(list, rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def attributes(cls: type) -> dict[str, str]:
@@ -53,14 +48,14 @@ def attributes(cls: type) -> dict[str, str]:
 
 
 def flags() -> str:
-    return table(["flag", "value", "meaning"], [[f"`{one.option}`", one.metavar, one.help] for one in FLAGS])
+    return markdown_table(["flag", "value", "meaning"], [[f"`{one.option}`", one.metavar, one.help] for one in FLAGS])
 
 
 def shared_keys() -> str:
     said = attributes(PolicyConfig)
     defaults = {one.name: one.default for one in fields(PolicyConfig)}
     rows = [[f"`{name}`", _json(defaults[name]), said[name]] for name in SHARED_KEYS]
-    return table(["key", "default", "meaning"], rows)
+    return markdown_table(["key", "default", "meaning"], rows)
 
 
 def policy_own_keys() -> str:
@@ -73,7 +68,7 @@ def policy_own_keys() -> str:
                 if one.name in policy_keys(policy):
                     row = (f"`{one.name}`", _json(one.default), said[one.name])
                     rows.setdefault(row, []).append(f"`{policy}`")
-    return table(["key", "default", "meaning", "policies"], [[*row, ", ".join(rows[row])] for row in rows])
+    return markdown_table(["key", "default", "meaning", "policies"], [[*row, ", ".join(rows[row])] for row in rows])
 
 
 def _json(value: Any) -> str:
@@ -81,17 +76,19 @@ def _json(value: Any) -> str:
 
 
 def request_keys() -> str:
-    return table(["key of `custom_params`", "must be"], [[f"`{name}`", wanted] for name, (_, wanted) in KEYS.items()])
+    return markdown_table(
+        ["key of `custom_params`", "must be"], [[f"`{name}`", wanted] for name, (_, wanted) in KEYS.items()]
+    )
 
 
 def response_fields() -> str:
     said = attributes(RequestUse)
-    return table(["field", "meaning"], [[f"`{one.name}`", said[one.name]] for one in fields(RequestUse)])
+    return markdown_table(["field", "meaning"], [[f"`{one.name}`", said[one.name]] for one in fields(RequestUse)])
 
 
 def counters() -> str:
     said = attributes(PolicyCounters)
-    return table(["counter", "meaning"], [[f"`{one.name}`", said[one.name]] for one in fields(PolicyCounters)])
+    return markdown_table(["counter", "meaning"], [[f"`{one.name}`", said[one.name]] for one in fields(PolicyCounters)])
 
 
 def refusals() -> str:
@@ -100,12 +97,12 @@ def refusals() -> str:
         what, _, why = rule.reason.partition(": ")
         why, _, mend = why.rpartition("; ")
         rows.append([what, why, mend])
-    return table(["refused", "why", "what to do"], rows)
+    return markdown_table(["refused", "why", "what to do"], rows)
 
 
 def sizing() -> str:
     """`star-kv bench sizing` with its defaults."""
-    return table(*sizing_rows(MODELS, Fleet(80 * GIB, 0.72, num_screenshots=10, num_shared=1, budget=0.2)))
+    return markdown_table(*sizing_rows(MODELS, Fleet(80 * GIB, 0.72, num_screenshots=10, num_shared=1, budget=0.2)))
 
 
 PARTS: dict[str, Callable[[], str]] = {

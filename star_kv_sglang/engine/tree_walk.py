@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from star_kv_sglang.introspection.protocol import LOCKED, PENDING, PINNED, SHARED
+from star_kv_sglang.introspection.protocol import LOCKED, PENDING, PINNED, SHARED, image_key
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import TreeNode
@@ -80,7 +80,7 @@ class TreeWalk:
         )
         frames = [
             [
-                f"{segment.frame.image_hash & 0xFFFFFFFFFFFFFFFF:x}",
+                image_key(segment.frame.image_hash),
                 segment.frame.start,
                 segment.frame.rows,
                 segment.frame.cols,

@@ -39,6 +39,11 @@ REASONS: Final = (PROMPT, TOKEN_BUDGET, SHORT_POOL)
 _PREFIX: Final = "star_kv?"
 
 
+def image_key(image_hash: int) -> str:
+    """What both processes call a screenshot: SGLang's hash of it, in 64 bits."""
+    return f"{image_hash & 0xFFFFFFFFFFFFFFFF:x}"
+
+
 def question(**fields: Any) -> str:
     """A question as it travels."""
     return _PREFIX + json.dumps(fields)

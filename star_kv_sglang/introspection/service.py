@@ -148,8 +148,8 @@ class Introspection:
             for frame in node[-1]:
                 frame[0] = self.name_of(frame[0])
         for cut in first["cuts"]:
-            image = f"{cut[4] & 0xFFFFFFFFFFFFFFFF:x}" if cut[4] is not None else None
-            self._cuts.append([*cut[:4], None if image is None else self.name_of(image), *cut[5:]])
+            name = None if cut[4] is None else self.name_of(protocol.image_key(cut[4]))
+            self._cuts.append([*cut[:4], name, *cut[5:]])
         del self._cuts[:-512]
         spent = [piece["spent_us"] for piece in pieces]
         snapshot = {

@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.chat": {"tools.image_references"},
     "tools.measuring": set(),
     "tools.resize": set(),
+    "tools.markdown": set(),
     "tools.actions": set(),
     "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat"},
     # who plays in a rollout, and where
@@ -78,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.cli": {
         *("algorithm", "triton_ops", "cpu_mode"),
         *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view"),
-        *("tools.agents", "tools.browser"),
+        *("tools.agents", "tools.browser", "tools.markdown"),
     },
     "__init__": set(),
 }

@@ -27,6 +27,7 @@ def sizing(
     from rich.table import Table
 
     from star_kv_sglang.tools.bench.sizing import GIB, MODELS, Fleet, SizedModel, SizingError, sizing_rows
+    from star_kv_sglang.tools.markdown import markdown_table
 
     if config is not None and not params:
         raise typer.BadParameter("--config needs --params, its parameters in billions: weights take memory too")
@@ -41,8 +42,7 @@ def sizing(
     fleet = Fleet(gpu_gib * GIB, static, screenshots, shared, budget)
     heads, rows = sizing_rows(models, fleet)
     if markdown:
-        lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-        typer.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        typer.echo(markdown_table(heads, rows, numbers=True))
         return
     table = Table(title=f"{screenshots} screenshots a branch, {shared} shared, {gpu_gib:g} GiB")
     for column, head in enumerate(heads):

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from star_kv_sglang.tools.chat import HITS_UNKNOWN
+from star_kv_sglang.tools.markdown import markdown_table
 from star_kv_sglang.tools.rollout import Branch, BranchResult, End, TaskOutcome, TimeSplit, TurnRow, Watcher
 from star_kv_sglang.tools.rollout.pool import PoolSample
 
@@ -75,8 +76,7 @@ def task_table(outcomes: Sequence[TaskOutcome]) -> Table:
 
 def task_markdown(outcomes: Sequence[TaskOutcome]) -> str:
     """The same for a page."""
-    rows = [_COLUMNS, ("---", *["---:"] * (len(_COLUMNS) - 1)), *(_cells(one) for one in outcomes)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(_COLUMNS, map(_cells, outcomes), numbers=True) + "\n"
 
 
 def _cells(one: TaskOutcome) -> tuple[str, ...]:
