@@ -168,6 +168,7 @@ class Scoring:
             skip_scoring=skip_scoring,
             skip_storing=skip_storing,
             wants_storing=wants_storing,
+            split=self._split,
         )
 
     def _store_scores(self, seen: Observation, scored: PolicyScores) -> None:

@@ -80,6 +80,7 @@ class Observation:
         skip_scoring: Request and index of each screenshot that loses nothing now, whose scores nobody will read.
         skip_storing: Request and index of each screenshot whose scores for pruning again are stored already, for good.
         wants_storing: Scores are stored, so that tokens can be pruned again without a query.
+        split: How screenshots share a request's budget.
     """
 
     layouts: Sequence[PromptLayout]
@@ -96,6 +97,7 @@ class Observation:
     skip_scoring: Set[tuple[int, int]] = frozenset()
     skip_storing: Set[tuple[int, int]] = frozenset()
     wants_storing: bool = False
+    split: Split = Split.BY_SIZE
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:

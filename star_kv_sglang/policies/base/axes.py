@@ -1,0 +1,166 @@
+"""The three axes of STaR-KV on what stands out: a prior over key heads, what was kept before, a temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from star_kv_sglang.algorithm.looks import Looks, TokenWeights, entropy_temperature, weigh_looks, with_temperature
+from star_kv_sglang.algorithm.params import ScorerParams
+from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.algorithm.to_device import to_device
+from star_kv_sglang.policies.base.distinctness import Screenshot, is_kept_before
+from star_kv_sglang.policies.base.grid import places_of_ranks
+from star_kv_sglang.policies.base.interface import Observation
+from star_kv_sglang.policies.base.params import DistinctnessParams
+
+Place = tuple[int, int]
+"""Request and index of one of its screenshots."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One screenshot, V live tokens, as the axes leave it.
+
+    Attributes:
+        screenshot: What is seen of it.
+        ranks: float32 [L, V], `Screenshot.ranks` of distances that the axes have weighed.
+        temperature: float32 [L, 1]; None where that axis is off.
+        fading: float32 [L, V], what later screenshots leave of its tokens; None where that axis is off.
+    """
+
+    screenshot: Screenshot
+    ranks: torch.Tensor
+    temperature: torch.Tensor | None
+    fading: torch.Tensor | None
+
+    def place_scores(self, ranked: torch.Tensor, *, fades: bool) -> torch.Tensor:
+        """Scores that compare over screenshots, float32 [L, V]: those of the screenshot's places, to 1 / temperature.
+
+        Args:
+            ranked: float32 [L, V], the ranks that its tokens are kept by.
+            fades: Screenshots of one prompt compete, so that later ones leave less of it.
+        """
+        scores = self.screenshot.place_scores(places_of_ranks(ranked))
+        if fades and self.fading is not None:
+            scores = scores * self.fading
+        return scores if self.temperature is None else scores ** (1.0 / self.temperature)
+
+
+class Looker:
+    """Ranks the screenshots of a batch by what stands out, and brings the state of that saliency a step further.
+
+    Args:
+        seen: Of a policy with `Norms.CENTRED`.
+        scorer: Which axes are on, and how strong.
+        params: What counts how much on one screenshot.
+    """
+
+    def __init__(self, seen: Observation, scorer: ScorerParams, params: DistinctnessParams) -> None:
+        self._seen = seen
+        self._scorer = scorer
+        self._params = params
+        inherited = [state.looks or TrajectoryState() for state in seen.states]
+        self._looks: Looks | None = None
+        if scorer.prior or scorer.temporal:
+            self._looks = weigh_looks(
+                group_saliency(seen, subspaces=scorer.subspaces),
+                seen.layouts,
+                seen.kv_indptr,
+                seen.frame_offsets,
+                inherited,
+                scorer,
+                seen.ops,
+            )
+        self._inherited = inherited
+
+    def states(self) -> Sequence[TrajectoryState]:
+        """What each request leaves behind of this saliency."""
+        states = self._inherited if self._looks is None else self._looks.states
+        return [self._remember(request, state) for request, state in enumerate(states)]
+
+    def look(self, request: int, index: int) -> Look:
+        """Rank the tokens of a screenshot that has live ones."""
+        screenshot = Screenshot.of(self._seen, request, index)
+        weights = self._weights(request, index)
+        temperature = entropy_temperature(screenshot.distances, self._inherited[request], self._scorer)
+        factor = None if weights is None else weights.prior
+        if weights is not None and self._scorer.temporal and self._params.kept_before < 1:
+            copies = is_kept_before(self._seen, request, index)
+            if copies is not None:
+                factor = weights.prior * (1.0 - (1.0 - self._params.kept_before) * copies * weights.stability)
+        fading = weights.fading if weights is not None and self._scorer.temporal else None
+        return Look(screenshot, screenshot.ranks(self._params, factor), temperature, fading)
+
+    def _weights(self, request: int, index: int) -> TokenWeights | None:
+        if self._looks is None:
+            return None
+        age = len(self._seen.layouts[request].frames) - 1 - index
+        return self._looks.of(request, self._seen.frame(request, index), age)
+
+    def _remember(self, request: int, state: TrajectoryState) -> TrajectoryState:
+        """With the temperature of the newest screenshot, where it is new; nobody asks for it without smoothing."""
+        layout, before = self._seen.layouts[request], self._inherited[request]
+        is_new = layout.window and layout.frames and layout.num_frames_total > before.num_frames
+        if not is_new or not self._scorer.temperature_smoothing or not layout.frames[-1].num_live:
+            return state
+        distances = Screenshot.of(self._seen, request, len(layout.frames) - 1).distances
+        temperature = entropy_temperature(distances, before, self._scorer)
+        return with_temperature(replace(state, num_frames=layout.num_frames_total), temperature)
+
+
+def group_saliency(seen: Observation, *, subspaces: bool) -> torch.Tensor:
+    """How far each token stands out, by group: its distance, dealt out as the distances of its values are.
+
+    The mean over the groups is the distance of the layer's input, which ranks better than any distance of keys or
+    values; the values say in which of the groups it lies.
+
+    Args:
+        seen: Of a policy with `Norms.CENTRED`.
+        subspaces: False: every group has the mean of all.
+
+    Returns:
+        float32 [L, G, N], filled on screenshots that are scored and on each request's current one, 0 elsewhere.
+    """
+    num_groups = seen.values[0].shape[1]
+    saliency = seen.frame_norms.new_zeros(len(seen.frame_norms), num_groups, seen.bounds[-1])
+    spans = [seen.frame(*place) for place in _looked_at(seen)]
+    if not spans:
+        return saliency
+    distances = [distances_of(seen, span) for span in spans]
+    if not subspaces:
+        for span, distance in zip(spans, distances, strict=True):
+            saliency[:, :, span] = distance[:, None]
+        return saliency
+    bounds = [0]
+    for span in spans:
+        bounds.append(bounds[-1] + span.stop - span.start)
+    own = seen.ops.group_distances(
+        seen.values,
+        torch.cat([seen.slots[span] for span in spans]),
+        to_device(bounds, seen.slots.device),
+        torch.cat([seen.frame_norms[:, span].isfinite() for span in spans], dim=1),
+        max_rows=max(span.stop - span.start for span in spans),
+    )
+    mean = own.mean(dim=1, keepdim=True)
+    dealt = torch.where(mean > 0, own / mean, 1.0)
+    for span, distance, first, last in zip(spans, distances, bounds, bounds[1:], strict=False):
+        saliency[:, :, span] = distance[:, None] * dealt[:, :, first:last]
+    return saliency
+
+
+def distances_of(seen: Observation, span: slice) -> torch.Tensor:
+    """Distances [L, V] of a screenshot's tokens; 0 for sinks, which are told apart by an infinite one."""
+    distances = seen.frame_norms[:, span]
+    return torch.where(distances.isinf(), 0.0, distances)
+
+
+def _looked_at(seen: Observation) -> Sequence[Place]:
+    """Screenshots that are scored, and those that tell the axes something new."""
+    places = dict.fromkeys(seen.scored_frames())
+    for request, layout in enumerate(seen.layouts):
+        if layout.window and layout.frames and layout.frames[-1].num_live:
+            places[request, len(layout.frames) - 1] = None
+    return list(places)
