@@ -40,7 +40,8 @@ class Prompt:
         return [(start, start + rows * cols) for start, rows, cols in self.frames]
 
 
-PROMPTS = (Prompt(((3, 3, 4), (19, 2, 7), (36, 4, 3)), 55), Prompt(((2, 5, 2),), 19))
+# The newest screenshot of the first has more columns than position bins, so that heads differ in what they tell.
+PROMPTS = (Prompt(((3, 3, 4), (19, 2, 7), (36, 2, 15)), 73), Prompt(((2, 5, 2),), 19))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from star_kv_sglang.policies.base import distinctness
 from star_kv_sglang.policies.base.grid import is_beside_peak
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores
+from tests.policies.by_hand import Axes, entropy_temperature
 from tests.policies.prefill import NUM_LAYERS, Prefill, make_policy, watched
 
 
@@ -60,7 +61,10 @@ def test_a_token_s_place_counts_in_what_its_screenshot_shows(name: str) -> None:
                 shown = max(1, shown_by_hand(seen, request, index, layer))
                 counts.add(shown)
                 best_first = stored[layer, span][order[layer]].tolist()
-                assert best_first == pytest.approx([shown / (shown + place) for place in range(frame.num_live)])
+                # `distinct` is without axes.
+                temperature = entropy_temperature(seen.frame_norms[layer, span], Axes(temperature=name == "star"))
+                worth = [(shown / (shown + place)) ** (1 / temperature) for place in range(frame.num_live)]
+                assert best_first == pytest.approx(worth, rel=1e-5)
     assert len(counts) > 2
 
 
