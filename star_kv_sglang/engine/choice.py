@@ -15,6 +15,7 @@ from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.plan import BatchPlan, equal_shares
+from star_kv_sglang.engine.sinks import MOST_SINKS
 from star_kv_sglang.policies.base.interface import PolicyScores, Split
 
 if TYPE_CHECKING:
@@ -31,11 +32,17 @@ class Ranking:
         best: int32 [num_units, N], packed indices, as ``select_topn`` writes them.
         spans: Packed range of each segment.
         quotas: int32 [num_segments].
+        apart: int32 [num_segments], how many of these are beside the budget; None for none.
     """
 
     best: torch.Tensor
     spans: Sequence[tuple[int, int]]
     quotas: HostCopy
+    apart: HostCopy | None = None
+
+    def num_apart(self, segment: int) -> int:
+        """Tokens that stay of a segment beside the budget."""
+        return 0 if self.apart is None else int(self.apart.wait()[segment])
 
     def chosen(self, segment: int) -> torch.Tensor:
         """What each unit keeps of a segment: int64 [num_units, n], indices inside the segment."""
@@ -64,7 +71,7 @@ class Choice:
         if self.ranking is None:
             return []
         return [
-            KeptTokens(segment.start, segment.end, segment.num_live, self.ranking.chosen(i))
+            KeptTokens(segment.start, segment.end, segment.num_live, self.ranking.chosen(i), self.ranking.num_apart(i))
             for i, segment in enumerate(self.segments, start=self.first)
         ]
 
@@ -86,14 +93,16 @@ def choose(
     """
     spans: list[tuple[int, int]] = []
     indptr, budgets, floors, firsts = [0], [], [], []
+    known: list[int | None] = []
     first = 0
     for request in plan.scored:
         firsts.append(len(spans))
         for segment, start in zip(request.segments, request.segment_starts, strict=True):
             spans.append((first + start, first + start + segment.num_live))
+        known += request.known_apart
         for segments_of_group, quota in request.groups:
             indptr.append(indptr[-1] + len(segments_of_group))
-            budgets.append(quota)
+            budgets.append(quota + sum(s.num_apart for s in segments_of_group))
             if split is Split.BY_SCORE:
                 floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
             else:
@@ -116,9 +125,13 @@ def choose(
         page_size=page_size,
         max_segment=longest,
     )
+    apart = None
+    if scored.apart is not None:
+        apart, added = tokens_apart(scored.apart, segments, known, page_size)
+        quotas = torch.minimum(quotas + added, segments[:, 1] - segments[:, 0])
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
-    ranking = Ranking(best, spans, HostCopy.start(quotas))
+    ranking = Ranking(best, spans, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
     return [
         Choice(request.segments, start, ranking, state)
         for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
@@ -132,4 +145,26 @@ def segment_floors(segments: Sequence[Segment], quota: int, frame_floor: float, 
     """
     pages = (-(-math.ceil(frame_floor * s.core_len) // page_size) for s in segments)
     floors = [min(count * page_size, s.num_live) for count, s in zip(pages, segments, strict=True)]
-    return floors if sum(floors) <= quota else [0] * len(floors)
+    floors = floors if sum(floors) <= quota else [0] * len(floors)
+    return [min(n + s.num_apart, s.num_live) for n, s in zip(floors, segments, strict=True)]
+
+
+def tokens_apart(
+    apart: torch.Tensor, segments: torch.Tensor, known: Sequence[int | None], page_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many tokens of each segment stay beside the budget, and how many of them no quota has yet.
+
+    Args:
+        apart: bool [N], which ones.
+        segments: int32 [num_segments, 2], packed ranges.
+        known: What is known of a segment, and in its quota; None where nothing is.
+        page_size: What stays is whole pages.
+
+    Returns:
+        int32 [num_segments] each.
+    """
+    told = to_device([-1 if count is None else count for count in known], apart.device)
+    before = torch.cat([apart.new_zeros(1, dtype=torch.int32), apart.cumsum(0, dtype=torch.int32)])
+    found = (before[segments[:, 1].long()] - before[segments[:, 0].long()]).clamp(max=MOST_SINKS)
+    found = (found + page_size - 1) // page_size * page_size
+    return torch.where(told < 0, found, told), torch.where(told < 0, found, 0)

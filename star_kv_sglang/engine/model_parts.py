@@ -66,7 +66,15 @@ class ModelParts:
         kinds = memory.side_pools(keys[0].dtype, num_groups=num_groups)
         side = SidePools.allocate(len(keys), num_slots, device=keys[0].device, **kinds)
         pools, ops = KVPools(keys, values, side, per_head=policy.per_head), default_ops(keys[0].device)
-        observer = Observer(pools, policy.pool_width, ops, faults, queries=policy.queries, norms=policy.norms)
+        observer = Observer(
+            pools,
+            policy.pool_width,
+            ops,
+            faults,
+            queries=policy.queries,
+            norms=policy.norms,
+            sink_ratio=policy.sink_ratio,
+        )
         if vision is not None and config.prunes and policy.norms is not Norms.NONE:
             observer.watch_layers(runner.model)
         tokens = config.token_budget

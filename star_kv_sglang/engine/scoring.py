@@ -14,6 +14,7 @@ from star_kv_sglang.engine.ranges import stage
 from star_kv_sglang.engine.records import Requests, ScoredPrompt
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.sharing import PromptSharing
+from star_kv_sglang.engine.sinks import set_apart
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, Split
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Scoring:
         self._parts.batch_holes = None
         if plan is None:
             return
-        self._parts.observer.plan = None
+        self._parts.observer.end()
         for request in plan.requests:
             # Observing may have broken off in a layer: then what the others were given is not known.
             if request.new_frames and plan.has_told_places and plan.kv_indices is not None:
@@ -123,6 +124,7 @@ class Scoring:
         with stage("fuse"):
             seen = self._observation(plan, slots, indptr)
             scored, corrupt = without_nan(self._policy.score(seen), seen)
+            scored = set_apart(scored, seen, keeps=self._policy.keeps_sinks)
         with stage("store"):
             self._store_scores(seen, scored)
         with stage("select"):
@@ -153,6 +155,8 @@ class Scoring:
             unread = request.uncut_frames & stored if wants_storing else request.uncut_frames
             skip_storing |= {(index, frame) for frame in stored}
             skip_scoring |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
+        norms = pools.side.frame_norms[:, slots].float()
+        sinks = None if self._policy.sink_ratio is None else norms.isinf()
         return Observation(
             layouts=[request.layout for request in plan.scored],
             states=[request.state for request in plan.scored],
@@ -162,7 +166,8 @@ class Scoring:
             keys=pools.keys,
             values=pools.values,
             frame_offsets=pools.side.frame_offsets[:, slots],
-            frame_norms=pools.side.frame_norms[:, slots].float(),
+            frame_norms=norms if sinks is None else norms.masked_fill(sinks, 0.0),
+            sinks=sinks,
             attention=plan.group_scores if summed is None else summed[:, None, slots],
             ops=self._parts.ops,
             skip_scoring=skip_scoring,

@@ -52,6 +52,7 @@ class Policy(KVPolicy[Params]):
     split = Split.BY_SIZE
     norms = Norms.CENTRED
     scores_once = True
+    saliencies = 3
 
     def observes(self, layout: PromptLayout, state: TrajectoryState) -> bool:
         """Only prompts of which the question chooses a part."""

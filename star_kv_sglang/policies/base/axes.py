@@ -129,7 +129,7 @@ def group_saliency(seen: Observation, *, subspaces: bool) -> torch.Tensor:
     spans = [seen.frame(*place) for place in _looked_at(seen)]
     if not spans:
         return saliency
-    distances = [distances_of(seen, span) for span in spans]
+    distances = [seen.frame_norms[:, span] for span in spans]
     if not subspaces:
         for span, distance in zip(spans, distances, strict=True):
             saliency[:, :, span] = distance[:, None]
@@ -141,20 +141,21 @@ def group_saliency(seen: Observation, *, subspaces: bool) -> torch.Tensor:
         seen.values,
         torch.cat([seen.slots[span] for span in spans]),
         to_device(bounds, seen.slots.device),
-        torch.cat([seen.frame_norms[:, span].isfinite() for span in spans], dim=1),
+        torch.cat([_counts(seen, span) for span in spans], dim=1),
         max_rows=max(span.stop - span.start for span in spans),
     )
     mean = own.mean(dim=1, keepdim=True)
-    dealt = torch.where(mean > 0, own / mean, 1.0)
+    own.div_(torch.where(mean > 0, mean, 1.0)).masked_fill_(mean <= 0, 1.0)
     for span, distance, first, last in zip(spans, distances, bounds, bounds[1:], strict=False):
-        saliency[:, :, span] = distance[:, None] * dealt[:, :, first:last]
+        torch.mul(distance[:, None], own[:, :, first:last], out=saliency[:, :, span])
     return saliency
 
 
-def distances_of(seen: Observation, span: slice) -> torch.Tensor:
-    """Distances [L, V] of a screenshot's tokens; 0 for sinks, which are told apart by an infinite one."""
-    distances = seen.frame_norms[:, span]
-    return torch.where(distances.isinf(), 0.0, distances)
+def _counts(seen: Observation, span: slice) -> torch.Tensor:
+    """Which tokens of a screenshot its centre is made of, bool [L, V]: all but sinks."""
+    if seen.sinks is None:
+        return torch.ones(seen.frame_norms[:, span].shape, dtype=torch.bool, device=seen.slots.device)
+    return ~seen.sinks[:, span]
 
 
 def _looked_at(seen: Observation) -> Sequence[Place]:
