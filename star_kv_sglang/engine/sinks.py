@@ -23,7 +23,8 @@ MOST_SINKS = 4
 """Of each screenshot; of each part of it, where a chunk boundary cuts it."""
 
 NUM_PROBES = 6
-"""About so many layers are looked at, from the first on: a sink's activation stays from layer to layer."""
+"""About so many layers are looked at, from the second on. A sink's activation comes early and stays from layer to
+layer; what is large before the first is what the vision tower has made large, such as widgets on a plain background."""
 
 WORTH = 1e4
 """Score of a sink that stays, above every policy's, and finite in float16."""
@@ -60,7 +61,7 @@ class SinkWatch:
 
     def looks_at(self, layer: int) -> bool:
         """Whether a layer is looked at in this forward."""
-        return self._excess is not None and layer % self._every == 0
+        return self._excess is not None and layer > 0 and (layer - 1) % self._every == 0
 
     def observe(self, inputs: torch.Tensor) -> None:
         """A layer that is looked at begins.
