@@ -1,0 +1,124 @@
+"""Sinks of a random wide model: they stay in every layer beside the budget, and answers follow what stays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.conversation import Answer, Chat, question, screenshot
+from tests.engine.harness import running_engine
+from tests.engine.masked_reference import Drop, MaskedReference, read_drops, worst_difference
+from tests.models.checkpoints import make_qwen2_5_vl
+
+pytestmark = pytest.mark.slow
+
+SIZES = ((6, 6), (7, 5))
+BUDGET = 0.2
+TOLERANCE = 1e-4
+MASSIVE = 200.0
+"""Norm of what is added behind the first layer, over the usual norm there."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """A conversation, and the place of the sink in each of its screenshots."""
+
+    model: Path
+    turns: list[tuple[Chat, Answer]]
+    drops: list[Drop]
+    places: list[int]
+
+
+def asked(chat: Chat, turn: int) -> Chat:
+    """The next turn of a conversation."""
+    return chat.ask(question(turn), screenshot(turn, *SIZES[turn], 28))
+
+
+def plant(source: Path, target: Path) -> list[int]:
+    """A copy of a checkpoint with a neuron in its first layer for one token of each screenshot, and for no other.
+
+    Returns:
+        The places of these tokens in their screenshots.
+    """
+    reference = MaskedReference(source)
+    model: Any = reference._model
+    # What is replied in between makes no difference to which neuron fires.
+    inputs = reference._inputs(asked(asked(Chat(), 0).reply("red"), 1))
+    layer = model.model.language_model.layers[0]
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda _, args: seen.update(inputs=args[0][0])),
+        layer.register_forward_hook(
+            lambda _, __, out: seen.update(outputs=(out[0] if isinstance(out, tuple) else out))
+        ),
+    ]
+    with torch.inference_mode():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    tokens, usual = seen["inputs"].double(), float(seen["outputs"].norm(dim=-1).median())
+    # Of tokens that lie furthest outside of the others' span, a neuron tells one apart.
+    apart = torch.linalg.pinv(tokens, rtol=1e-3)
+    visual = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+    places, first = [], 0
+    with torch.no_grad():
+        for index, (cols, rows) in enumerate(SIZES):
+            span = visual[first : first + cols * rows]
+            first += cols * rows
+            own = (tokens[span] * apart[:, span].T).sum(1)
+            place = int(own.argmax())
+            fires = (20 * apart[:, span[place]] / own[place]).float()
+            layer.mlp.gate_proj.weight[index] = layer.mlp.up_proj.weight[index] = fires
+            layer.mlp.down_proj.weight[:, index] = 0.0
+            layer.mlp.down_proj.weight[7, index] = MASSIVE * usual / 400
+            places.append(place)
+    for file in source.iterdir():
+        if file.suffix != ".safetensors":
+            (target / file.name).write_bytes(file.read_bytes())
+    model.save_pretrained(target)
+    return places
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Two turns of a model with sinks."""
+    source, target = make_qwen2_5_vl(tmp_path_factory.mktemp("wide") / "model", wide=True), tmp_path_factory.mktemp("s")
+    places, trace = plant(source, target), tmp_path_factory.mktemp("trace")
+    turns, chat, hit = [], Chat(), 0
+    with running_engine(
+        target, exact=True, kv_policy="star", kv_budget=BUDGET, policy_config={"trace_dir": str(trace)}
+    ) as engine:
+        for turn in range(len(SIZES)):
+            chat = asked(chat, turn)
+            answer = engine.answer(chat, 4, logprob_from=hit, rid=f"turn{turn}")
+            assert answer.cached == hit
+            turns.append((chat, answer))
+            chat, hit = chat.reply(answer.text), answer.num_stored
+        assert engine.stats()["num_pruner_faults"] == 0
+    return Played(target, turns, read_drops(trace), places)
+
+
+def test_a_sink_stays_in_every_layer_beside_the_budget(played: Played) -> None:
+    for drop in played.drops:
+        assert all(drop.start + played.places[drop.frame] in layer for layer in drop.kept.tolist())
+    left = {drop.frame: drop.kept.shape[1] for drop in played.drops}
+    num_visual = sum(cols * rows for cols, rows in SIZES)
+    assert played.drops[0].kept.shape[1] == math.ceil(BUDGET * SIZES[0][0] * SIZES[0][1]) + 1
+    assert sum(left.values()) == math.ceil(BUDGET * num_visual) + len(SIZES)
+
+
+@pytest.mark.parametrize("number", range(len(SIZES)), ids=lambda number: f"turn{number + 1}")
+def test_answers_follow_the_masked_reference(played: Played, number: int) -> None:
+    reference = MaskedReference(played.model)
+    chat, answer = played.turns[number]
+    visible = [drop for drop in played.drops if drop.frame <= number]
+    want = reference.logprobs(chat, answer.token_ids, visible)
+    assert worst_difference(answer, want, reference.prompt_ids(chat)) < TOLERANCE
+    # The control: what was dropped matters.
+    whole = reference.logprobs(chat, answer.token_ids, [])
+    assert worst_difference(answer, whole, reference.prompt_ids(chat)) > 10 * TOLERANCE
