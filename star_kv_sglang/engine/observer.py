@@ -216,10 +216,10 @@ class Observer:
             layer: Index of the layer.
             inputs: [num_new_tokens, C], before the input norm.
         """
-        if self.plan is not None and self._sinks is not None and self._visual_rows is not None:
+        sinks, rows = self._sinks, self._visual_rows
+        if self.plan is not None and sinks is not None and rows is not None and sinks.looks_at(layer):
             with self._observing(self.plan), stage("sinks"):
-                if self._sinks.looks_at(layer):
-                    self._sinks.observe(inputs[self._visual_rows])
+                sinks.observe(inputs[rows])
 
     def end(self) -> None:
         """The forward is queued; what it has shown is told by the side pools from now on."""

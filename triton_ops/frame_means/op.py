@@ -49,19 +49,7 @@ def frame_means(
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype or device.
     """
-    check_shape("hidden", hidden, (None, None))
-    check_shape("indptr", indptr, (None,))
-    check_dtype("hidden", hidden, *FLOAT_DTYPES)
-    check_dtype("indptr", indptr, torch.int32)
-    check_contiguous(indptr=indptr)
-    check_same_device(hidden, indptr=indptr)
-    if hidden.stride(1) != 1:
-        raise ValueError("the channels of hidden must be contiguous")
-    if excess is not None:
-        check_shape("excess", excess, (hidden.shape[0],))
-        check_dtype("excess", excess, torch.float32)
-        check_contiguous(excess=excess)
-        check_same_device(hidden, excess=excess)
+    _check(hidden, indptr, excess)
     num_frames, num_channels = indptr.shape[0] - 1, hidden.shape[1]
     num_blocks = max(1, triton.cdiv(max_rows, ROWS_PER_BLOCK))
     means = scratch("frame_means", (num_frames, num_channels), torch.float32, hidden.device)
@@ -99,3 +87,19 @@ def frame_means(
         num_warps=4,
     )
     return means
+
+
+def _check(hidden: torch.Tensor, indptr: torch.Tensor, excess: torch.Tensor | None) -> None:
+    check_shape("hidden", hidden, (None, None))
+    check_shape("indptr", indptr, (None,))
+    check_dtype("hidden", hidden, *FLOAT_DTYPES)
+    check_dtype("indptr", indptr, torch.int32)
+    check_contiguous(indptr=indptr)
+    check_same_device(hidden, indptr=indptr)
+    if hidden.stride(1) != 1:
+        raise ValueError("the channels of hidden must be contiguous")
+    if excess is not None:
+        check_shape("excess", excess, (hidden.shape[0],))
+        check_dtype("excess", excess, torch.float32)
+        check_contiguous(excess=excess)
+        check_same_device(hidden, excess=excess)

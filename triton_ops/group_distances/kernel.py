@@ -32,11 +32,9 @@ def group_distances_kernel(
         base = address.to(tl.pointer_type(tl.bfloat16))
     else:
         base = address.to(tl.pointer_type(tl.float16))
-    start = tl.load(indptr + frame)
-    end = tl.load(indptr + frame + 1)
+    start, end = tl.load(indptr + frame), tl.load(indptr + frame + 1)
     channel = tl.arange(0, BLOCK_D)
-    inside = channel < HEAD_DIM
-    column = group * group_stride + channel
+    inside, column = channel < HEAD_DIM, group * group_stride + channel
     sums = tl.zeros([BLOCK_D], tl.float32)
     counted = 0
     for tile in range(start, end, BLOCK_R):
@@ -57,5 +55,4 @@ def group_distances_kernel(
         mask = live[:, None] & inside[None, :]
         rows = tl.load(base + slot[:, None] * slot_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
         apart = tl.where(mask, rows - mean[None, :], 0.0)
-        distance = tl.sqrt(tl.sum(apart * apart, axis=1))
-        tl.store(out + (layer * NUM_GROUPS + group) * num_rows + row, distance, mask=live)
+        tl.store(out + (layer * NUM_GROUPS + group) * num_rows + row, tl.sqrt(tl.sum(apart * apart, axis=1)), mask=live)
