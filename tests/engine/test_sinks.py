@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,12 +28,13 @@ MASSIVE = 200.0
 
 @dataclass(frozen=True)
 class Played:
-    """A conversation, and the place of the sink in its first screenshot."""
+    """A conversation, the place of the sink in its first screenshot, and what each prune kept beside the budget."""
 
     model: Path
     turns: list[tuple[Chat, Answer]]
     drops: list[Drop]
     place: int
+    num_apart: list[int]
 
 
 def asked(chat: Chat, turn: int) -> Chat:
@@ -92,7 +95,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
             turns.append((chat, answer))
             chat, hit = chat.reply(answer.text), answer.num_stored
         assert engine.stats()["num_pruner_faults"] == 0
-    return Played(target, turns, read_drops(trace), place)
+    metas = [json.loads(np.load(file)["meta"].tobytes()) for file in sorted(trace.glob("*.npz"))]
+    return Played(target, turns, read_drops(trace), place, [meta["num_apart"] for meta in metas])
 
 
 def test_a_sink_stays_in_every_layer_beside_the_budget(played: Played) -> None:
@@ -101,6 +105,7 @@ def test_a_sink_stays_in_every_layer_beside_the_budget(played: Played) -> None:
     assert first[0].kept.shape[1] == math.ceil(BUDGET * num_visual) + 1
     # The next turn takes what rounding had left to it, and not the sink.
     assert [drop.kept.shape[1] for drop in first[1:]] == [math.floor(BUDGET * num_visual) + 1]
+    assert played.num_apart[: len(first)] == [1] * len(first)
     for drop in first:
         assert all(drop.start + played.place in layer for layer in drop.kept.tolist())
 
