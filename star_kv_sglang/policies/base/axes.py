@@ -27,14 +27,16 @@ class Look:
     Attributes:
         screenshot: What is seen of it.
         ranks: float32 [L, V], `Screenshot.ranks` of distances that the axes have weighed.
-        temperature: float32 [L, 1]; None where that axis is off.
         fading: float32 [L, V], what later screenshots leave of its tokens; None where that axis is off.
+        state: What the request inherits of this saliency.
+        scorer: Which axes are on, and how strong.
     """
 
     screenshot: Screenshot
     ranks: torch.Tensor
-    temperature: torch.Tensor | None
     fading: torch.Tensor | None
+    state: TrajectoryState
+    scorer: ScorerParams
 
     def place_scores(self, ranked: torch.Tensor, *, fades: bool) -> torch.Tensor:
         """Scores that compare over screenshots, float32 [L, V]: those of the screenshot's places, to 1 / temperature.
@@ -46,7 +48,8 @@ class Look:
         scores = self.screenshot.place_scores(places_of_ranks(ranked))
         if fades and self.fading is not None:
             scores = scores * self.fading
-        return scores if self.temperature is None else scores ** (1.0 / self.temperature)
+        temperature = entropy_temperature(self.screenshot.distances, self.state, self.scorer)
+        return scores if temperature is None else scores ** (1.0 / temperature)
 
 
 class Looker:
@@ -85,14 +88,14 @@ class Looker:
         """Rank the tokens of a screenshot that has live ones."""
         screenshot = Screenshot.of(self._seen, request, index)
         weights = self._weights(request, index)
-        temperature = entropy_temperature(screenshot.distances, self._inherited[request], self._scorer)
         factor = None if weights is None else weights.prior
         if weights is not None and self._scorer.temporal and self._params.kept_before < 1:
             copies = is_kept_before(self._seen, request, index)
             if copies is not None:
                 factor = weights.prior * (1.0 - (1.0 - self._params.kept_before) * copies * weights.stability)
         fading = weights.fading if weights is not None and self._scorer.temporal else None
-        return Look(screenshot, screenshot.ranks(self._params, factor), temperature, fading)
+        ranked = screenshot.ranks(self._params, factor)
+        return Look(screenshot, ranked, fading, self._inherited[request], self._scorer)
 
     def _weights(self, request: int, index: int) -> TokenWeights | None:
         if self._looks is None:
