@@ -95,7 +95,7 @@ def choose(
     indptr, budgets, floors, firsts = [0], [], [], []
     known: list[int | None] = []
     first = 0
-    for request in plan.scored:
+    for number, request in enumerate(plan.scored):
         firsts.append(len(spans))
         for segment, start in zip(request.segments, request.segment_starts, strict=True):
             spans.append((first + start, first + start + segment.num_live))
@@ -106,7 +106,10 @@ def choose(
             if split is Split.BY_SCORE:
                 floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
             else:
-                floors += equal_shares(segments_of_group, quota, page_size)
+                part = 1.0 if scored.floors is None else scored.floors[number]
+                floors += part_of_shares(
+                    segments_of_group, equal_shares(segments_of_group, quota, page_size), part, page_size
+                )
         window = slice(first + request.layout.num_past, first + request.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
@@ -135,6 +138,17 @@ def choose(
     return [
         Choice(request.segments, start, ranking, state)
         for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
+    ]
+
+
+def part_of_shares(segments: Sequence[Segment], shares: Sequence[int], part: float, page_size: int) -> list[int]:
+    """Tokens that each segment keeps in any case where a part of its equal share is sure and the rest is competed for.
+
+    A segment that holds no more than its share loses nothing: nobody may have scored it.
+    """
+    return [
+        share if share >= s.num_live else s.num_apart + int(part * (share - s.num_apart)) // page_size * page_size
+        for s, share in zip(segments, shares, strict=True)
     ]
 
 

@@ -134,7 +134,8 @@ class Scoring:
             else:
                 choices = choose(
                     plan,
-                    scored,
+                    # Who asks for equal shares gets them.
+                    scored if self._config.frame_split is None else replace(scored, floors=None),
                     split=self._split,
                     frame_floor=self._config.frame_floor,
                     page_size=self._tree.page_size,

@@ -38,13 +38,17 @@ class Params(PublishedParams, DistinctnessParams):
     Attributes:
         question_share: Share of what stays that the question chooses, in [0, 1]; None: half of a prompt that was sent
             whole, nothing of any other.
+        question_competes: Part of what the question chooses that screenshots compete for, in [0, 1]: the rest, and what
+            the question has no say in, every screenshot keeps as large a share of.
     """
 
     question_share: float | None = limited(None, SHARE)
+    question_competes: float = limited(0.5, SHARE)
 
 
 class Policy(KVPolicy[Params]):
-    """Two rankings of each screenshot's tokens, merged; every screenshot keeps the same share.
+    """Two rankings of each screenshot's tokens, merged; every screenshot keeps the same share, but for a part of what
+    the question chooses, which it may spend where it wants.
 
     When it is pruned again, a screenshot that shows more is worth more tokens.
     """
@@ -89,7 +93,8 @@ class Policy(KVPolicy[Params]):
             if asked is not None and is_asked:
                 layer_mean[past] = asked.layer_mean[past]
             states.append(self._state(seen, request, asked if is_asked else None, looks))
-        return PolicyScores(scores, layer_mean, states, again)
+        floors = [1.0 - share * self.params.question_competes for share in shares]
+        return PolicyScores(scores, layer_mean, states, again, floors)
 
     def _merged(self, window: torch.Tensor | None, look: Look, share: float) -> torch.Tensor:
         """What the tokens of a screenshot are kept by, [L, V]."""

@@ -331,17 +331,23 @@ def chosen_by_hand(name: str, run: Prefill, **settings: Any) -> list[list[list[l
     """
     result, first = [], 0
     for prompt in PROMPTS:
-        rows = RULES[name](run, prompt, first, **settings)
-        mean = MEANS[name](run, prompt, first, **settings) if name in MEANS else mean_of(rows)
-        result.append(_choose(rows, mean, prompt, by_size=name in BY_SIZE))
+        rule = {key: value for key, value in settings.items() if key != "question_competes"}
+        rows = RULES[name](run, prompt, first, **rule)
+        mean = MEANS[name](run, prompt, first, **rule) if name in MEANS else mean_of(rows)
+        part = 1.0
+        if name == "star":
+            part -= _share(prompt, settings.get("question_share")) * settings.get("question_competes", 0.5)
+        result.append(_choose(rows, mean, prompt, by_size=name in BY_SIZE, part=part))
         first += prompt.length
     return result
 
 
-def _choose(rows: Rows, mean: list[float], prompt: Prompt, *, by_size: bool) -> list[list[list[int]]]:
+def _choose(
+    rows: Rows, mean: list[float], prompt: Prompt, *, by_size: bool, part: float = 1.0
+) -> list[list[list[int]]]:
     sizes = [end - start for start, end in prompt.spans]
     budget = math.ceil(BUDGET * sum(sizes))
-    shares = [budget * n // sum(sizes) if by_size else math.ceil(0.02 * n) for n in sizes]
+    shares = [math.floor(part * (budget * n // sum(sizes))) if by_size else math.ceil(0.02 * n) for n in sizes]
     taken = [_best(mean, start, end, n) for (start, end), n in zip(prompt.spans, shares, strict=True)]
     rest = [p for (a, b), kept in zip(prompt.spans, taken, strict=True) for p in range(a, b) if p not in kept]
     winners = set(sorted(rest, key=lambda p: (-mean[p], p))[: budget - sum(shares)])

@@ -28,6 +28,15 @@ def test_star_gives_the_question_the_share_that_is_set(share: float) -> None:
     assert chosen_by_engine("star", run, question_share=share) == chosen_by_hand("star", run, question_share=share)
 
 
+@pytest.mark.parametrize("competes", [0.0, 1.0], ids=["for_nothing", "for_all_that_is_asked_for"])
+def test_screenshots_compete_for_the_part_of_the_question_s_share_that_is_set(competes: float) -> None:
+    run = Prefill.random(12)
+    kept = chosen_by_engine("star", run, question_share=1.0, question_competes=competes)
+    assert kept == chosen_by_hand("star", run, question_share=1.0, question_competes=competes)
+    equal = chosen_by_engine("star", run, question_share=1.0, question_competes=0.0)
+    assert (kept == equal) is (competes == 0.0)
+
+
 @pytest.mark.parametrize(("name", "seed"), [("star", 9), ("star-paper", 11)])
 @pytest.mark.parametrize(
     "settings",

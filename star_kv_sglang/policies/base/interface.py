@@ -148,13 +148,16 @@ class PolicyScores:
         for_pruning_again: float32 [U, N], what tokens compete by, over all branches, when they are pruned again and no
             query is there; None for ``calibrated``. Nobody reads what it says of screenshots in
             `Observation.skip_storing`.
-        apart: bool [N], tokens that stay beside the budget, the same in every unit; None for none. The engine says it.
+        floors: For each request, the part of its equal share that a screenshot keeps in any case where all keep the
+            same share; tokens compete for the rest. None: the whole of it.
+        apart: bool [N], tokens that stay beside the budget, the same in each unit; None for none. The engine says it.
     """
 
     calibrated: torch.Tensor
     layer_mean: torch.Tensor
     states: Sequence[TrajectoryState]
     for_pruning_again: torch.Tensor | None = None
+    floors: Sequence[float] | None = None
     apart: torch.Tensor | None = None
 
     @classmethod

@@ -91,6 +91,7 @@ ABLATIONS: Final = (
         "star", "early-prior-group-mean", "the same with groups replaced by their mean", subspaces=False, **_EARLY
     ),
     _ablation("star", "share50", "the question chooses half of every prompt's", question_share=0.5),
+    _ablation("star", "equal-shares", "the question's part competes for nothing", question_competes=0.0),
     _ablation("star", "no-peaks", "tokens beside local maxima count in full", peaks=False),
     _ablation("star", "kept-again", "what the screenshot before has kept counts in full", kept_before=1.0),
     _ablation("star", "by-score", "screenshots compete by score", frame_split="score"),
