@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,6 +76,21 @@ class Choice:
         ]
 
 
+@dataclass
+class _Shares:
+    """What segments share.
+
+    Attributes:
+        indptr: Bounds of the segments that share a budget.
+        budgets: One for each such group.
+        floors: What each segment keeps in any case.
+    """
+
+    indptr: list[int] = field(default_factory=lambda: [0])
+    budgets: list[int] = field(default_factory=list)
+    floors: list[int] = field(default_factory=list)
+
+
 def choose(
     plan: BatchPlan, scored: PolicyScores, *, split: Split, frame_floor: float, page_size: int, ops: Ops
 ) -> list[Choice]:
@@ -92,7 +107,7 @@ def choose(
         ops: Kernels or references.
     """
     spans: list[tuple[int, int]] = []
-    indptr, budgets, floors, firsts = [0], [], [], []
+    shared, firsts = _Shares(), []
     known: list[int | None] = []
     first = 0
     for number, request in enumerate(plan.scored):
@@ -100,31 +115,45 @@ def choose(
         for segment, start in zip(request.segments, request.segment_starts, strict=True):
             spans.append((first + start, first + start + segment.num_live))
         known += request.known_apart
+        part = 1.0 if scored.floors is None else scored.floors[number]
         for segments_of_group, quota in request.groups:
-            indptr.append(indptr[-1] + len(segments_of_group))
-            budgets.append(quota + sum(s.num_apart for s in segments_of_group))
+            shared.indptr.append(shared.indptr[-1] + len(segments_of_group))
+            shared.budgets.append(quota + sum(s.num_apart for s in segments_of_group))
             if split is Split.BY_SCORE:
-                floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
+                shared.floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
             else:
-                part = 1.0 if scored.floors is None else scored.floors[number]
-                floors += part_of_shares(
-                    segments_of_group, equal_shares(segments_of_group, quota, page_size), part, page_size
-                )
+                shared.floors += part_of_shares(segments_of_group, quota, part, page_size)
         window = slice(first + request.layout.num_past, first + request.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
         first += request.layout.num_live
     if not spans:
         return [Choice((), 0, None, state) for state in scored.states]
+    ranking = _rank(scored, spans, shared, known, page_size, ops)
+    return [
+        Choice(request.segments, start, ranking, state)
+        for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
+    ]
+
+
+def _rank(
+    scored: PolicyScores,
+    spans: Sequence[tuple[int, int]],
+    shared: _Shares,
+    known: Sequence[int | None],
+    page_size: int,
+    ops: Ops,
+) -> Ranking:
+    """Quotas of all segments, and each unit's best tokens; ``known``: what of a segment is known to be beside them."""
     device = scored.layer_mean.device
     segments = to_device(spans, device)
     longest = max(end - start for start, end in spans)
     quotas = ops.segment_quotas(
         scored.layer_mean,
         segments,
-        to_device(indptr, device),
-        to_device(budgets, device),
-        to_device(floors, device),
+        to_device(shared.indptr, device),
+        to_device(shared.budgets, device),
+        to_device(shared.floors, device),
         page_size=page_size,
         max_segment=longest,
     )
@@ -134,21 +163,17 @@ def choose(
         quotas = torch.minimum(quotas + added, segments[:, 1] - segments[:, 0])
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
-    ranking = Ranking(best, spans, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
-    return [
-        Choice(request.segments, start, ranking, state)
-        for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
-    ]
+    return Ranking(best, spans, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
 
 
-def part_of_shares(segments: Sequence[Segment], shares: Sequence[int], part: float, page_size: int) -> list[int]:
+def part_of_shares(segments: Sequence[Segment], quota: int, part: float, page_size: int) -> list[int]:
     """Tokens that each segment keeps in any case where a part of its equal share is sure and the rest is competed for.
 
     A segment that holds no more than its share loses nothing: nobody may have scored it.
     """
     return [
         share if share >= s.num_live else s.num_apart + int(part * (share - s.num_apart)) // page_size * page_size
-        for s, share in zip(segments, shares, strict=True)
+        for s, share in zip(segments, equal_shares(segments, quota, page_size), strict=True)
     ]
 
 
