@@ -301,6 +301,8 @@ def _tower_dtype() -> torch.dtype | None:
 
 async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
     """Process new screenshots and move their features into shared memory, once, beside the event loop."""
+    if not processor.mm_preprocess_cache.enabled:  # an engine without the cache may follow one with it in this process
+        return await original(processor, entries)
     run = partial(asyncio.get_running_loop().run_in_executor, images.worker())
     store, dtype = images.store(), _tower_dtype()
 

@@ -221,6 +221,10 @@ class StarServerArgs(ServerArgs):
             self._resolve_with_a_policy()
         else:
             super().resolve_once()
+        if not is_sized and envs.SGLANG_VLM_CACHE_SIZE_MB.is_set():
+            # SGLang's own choice for this model. The next engine of this process must not take it for its user's.
+            name = envs.SGLANG_VLM_CACHE_SIZE_MB.name
+            _set_here[name] = os.environ[name]
         if self._keeps_images(with_a_policy=config.active):
             size = None if is_sized else embedding_cache_of(self)
             if size is not None:

@@ -158,7 +158,8 @@ def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
 
     monkeypatch.delenv("SGLANG_VLM_CACHE_SIZE_MB", raising=False)
     record = parse(checkpoint("qwen2_5_vl"), **STAR)
-    assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ, "a CPU keeps SGLang's size"
+    has_size = "SGLANG_VLM_CACHE_SIZE_MB" in os.environ
+    assert has_size is cpu_mode.is_gpu_present(), "a CPU keeps SGLang's size"
     monkeypatch.setattr(server_args.compat, "gpu_is_present", lambda: True)
     monkeypatch.setattr(server_args, "get_device_memory_capacity", lambda device: 81_559.0)
     assert server_args.embedding_cache_of(record) == 100, "SGLang's own size at least: the model is small"
@@ -167,6 +168,31 @@ def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
     assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "318"
     parse(checkpoint("qwen2_5_vl"))
     assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ, "stock in the same process has its own size"
+
+
+def test_what_sglang_chooses_for_one_engine_does_not_bind_the_next(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For Qwen3-VL on a large Hopper GPU SGLang keeps no embeddings, which it writes into the environment."""
+    from star_kv_sglang import server_args
+
+    monkeypatch.delenv("SGLANG_VLM_CACHE_SIZE_MB", raising=False)
+    parent = server_args.StarServerArgs.__base__
+    whole = parent.resolve_once
+
+    def keeps_none(record: Any) -> None:
+        whole(record)
+        monkeypatch.setenv("SGLANG_VLM_CACHE_SIZE_MB", "0")
+
+    monkeypatch.setattr(parent, "resolve_once", keeps_none)
+    monkeypatch.setattr(server_args, "embedding_cache_of", lambda record: 318)
+    parse(checkpoint("qwen2_5_vl"), **STAR, kv_image_cache_mb=0)
+    assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "0"
+    monkeypatch.setattr(parent, "resolve_once", whole)
+    parse(checkpoint("qwen2_5_vl"), **STAR)
+    assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "318"
+    parse(checkpoint("qwen2_5_vl"))
+    assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ
 
 
 def test_a_cpu_without_the_cpu_engine_is_told_how_to_turn_it_on(
