@@ -22,6 +22,7 @@ VISION_MODELS = (
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
 )
 TEXT_MODELS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ATTENTION_BACKENDS = ("torch_native", "flashinfer")
@@ -90,8 +91,14 @@ FLAG_RULES = (
         "--radix-eviction-policy tlru: it needs SGLang's own tree; use lru, lfu, slru or priority",
     ),
     _above_one("pp_size", "pipeline parallelism (--pp-size): the scorer needs all layers in one process; use 1"),
-    _above_one(
-        "tp_size", "tensor parallelism (--tp-size): ranks do not share scores yet; use 1 (data parallelism works)"
+    Rule(
+        ("tp_size", "nnodes"),
+        lambda size, hosts: size > 1 and hosts > 1,
+        "tensor parallelism over several hosts (--tp-size with --nnodes): never verified; use one host",
+    ),
+    _is_set(
+        "enable_dp_attention",
+        "data-parallel attention (--enable-dp-attention): ranks hold other requests, and share no choice; drop it",
     ),
     _above_one("dcp_size", "decode context parallelism (--dcp-size): it splits rows by position; use 1"),
     _is_set(
@@ -269,8 +276,15 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
         use_mla_backend,
     )
 
+    from star_kv_sglang.policies import policy_class
+
     resolved = resolved_view(args)
     reasons = reasons_from_flags(resolved)
+    if resolved.tp_size > 1 and policy_class(args.kv_policy).needs_one_rank:
+        reasons.append(
+            f"--kv-policy {args.kv_policy} with tensor parallelism (--tp-size): it reads keys, or keeps other tokens "
+            "for each key head, and a rank has some of them only; use another policy, or 1"
+        )
     backends = sorted({backend for backend in attention_backends_of(resolved) if backend not in ATTENTION_BACKENDS})
     if backends:
         reasons.append(
