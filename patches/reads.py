@@ -199,7 +199,7 @@ READS: tuple[Seam, ...] = (
     *_used("model_executor.forward_batch_info.ForwardMode", "is_extend", _BATCHES),
     *_used(
         "layers.radix_attention.RadixAttention",
-        "layer_id scaling tp_q_head_num head_dim qk_head_dim",
+        "layer_id scaling tp_q_head_num head_dim qk_head_dim k_scale_float",
         "shape of a layer's attention",
     ),
     *_used("layers.attention.torch_native_backend.TorchNativeAttnBackend", "req_to_token_pool", _ATTENTION),

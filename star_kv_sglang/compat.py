@@ -141,8 +141,8 @@ FLAG_RULES = (
     ),
     Rule(
         ("kv_cache_dtype",),
-        lambda dtype: dtype.startswith(("fp8", "fp4", "nvfp4", "mxfp4", "int")),
-        "a quantised KV cache (--kv-cache-dtype): the scorer reads keys as floats; use auto",
+        lambda dtype: dtype != "fp8_e4m3" and dtype.startswith(("fp8", "fp4", "nvfp4", "mxfp4", "int")),
+        "a quantised KV cache (--kv-cache-dtype): the scorer reads keys as floats; use auto or fp8_e4m3",
     ),
     Rule(
         ("mm_feature_transport",),
@@ -294,6 +294,10 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
     if resolved.device == "cpu" and resolved.page_size not in (None, 1):
         reasons.append(
             f"--page-size {resolved.page_size} on a CPU: SGLang's paged allocator needs a GPU; use page size 1"
+        )
+    if resolved.device == "cpu" and resolved.kv_cache_dtype == "fp8_e4m3":
+        reasons.append(
+            "--kv-cache-dtype fp8_e4m3 on a CPU: torch-native attention takes K and V as they lie in the pool; use auto"
         )
     model_config = model_config_of(args)
     architectures = list(getattr(model_config.hf_config, "architectures", None) or [])

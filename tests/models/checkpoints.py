@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 EXAMPLE_MODEL = Path(__file__).resolve().parents[2] / "examples" / "tinygui" / "model"
@@ -110,9 +111,15 @@ def make_qwen3_vl_moe(folder: Path, *, wide: bool = False) -> Path:
         tie_word_embeddings=False,
         **_SPECIAL_IDS,
     )  # fmt: skip
-    return _write(
-        folder, Qwen3VLMoeForConditionalGeneration, config, seed=30, processor="Qwen3VLProcessor", patch_size=16
-    )
+    _write(folder, Qwen3VLMoeForConditionalGeneration, config, seed=30, processor="Qwen3VLProcessor", patch_size=16)
+    # Published checkpoints have experts the other way round; transformers reads both, SGLang those.
+    for file in folder.glob("*.safetensors"):
+        weights = {
+            name: value.transpose(1, 2).contiguous() if ".experts." in name else value
+            for name, value in load_file(file).items()
+        }
+        save_file(weights, file, metadata={"format": "pt"})
+    return folder
 
 
 def make_llama(folder: Path, *, wide: bool = False) -> Path:
