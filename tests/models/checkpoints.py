@@ -104,9 +104,10 @@ def make_qwen3_vl_moe(folder: Path, *, wide: bool = False) -> Path:
     config = Qwen3VLMoeConfig(
         text_config={**_text([4, 2, 2], wide, mrope_interleaved=True), **experts},
         vision_config={
-            "depth": 2, "hidden_size": 32, "out_hidden_size": _size(wide)["hidden_size"], "intermediate_size": 48,
+            "depth": 3, "hidden_size": 32, "out_hidden_size": _size(wide)["hidden_size"], "intermediate_size": 48,
             "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-            "num_position_embeddings": 144, "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 144,
+            "deepstack_visual_indexes": [0, 1, 2],  # three as in published checkpoints, which SGLang takes for granted
         },
         tie_word_embeddings=False,
         **_SPECIAL_IDS,
