@@ -276,15 +276,8 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
         use_mla_backend,
     )
 
-    from star_kv_sglang.policies import policy_class
-
     resolved = resolved_view(args)
     reasons = reasons_from_flags(resolved)
-    if resolved.tp_size > 1 and policy_class(args.kv_policy).needs_one_rank:
-        reasons.append(
-            f"--kv-policy {args.kv_policy} with tensor parallelism (--tp-size): it reads keys, or keeps other tokens "
-            "for each key head, and a rank has some of them only; use another policy, or 1"
-        )
     backends = sorted({backend for backend in attention_backends_of(resolved) if backend not in ATTENTION_BACKENDS})
     if backends:
         reasons.append(

@@ -243,6 +243,11 @@ class StarServerArgs(ServerArgs):
                 raise UnsupportedSetupError(early) from None
             raise
         reasons = list(dict.fromkeys([*early, *compat.reasons_after_resolution(self)]))
+        if resolving_view(self).tp_size > 1 and self.policy_config().needs_one_rank:
+            reasons.append(
+                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys, or keeps other "
+                "tokens for each key head, and a rank has some of them only; use another policy, or 1"
+            )
         if self.kv_introspection != OFF:
             reasons += compat.reasons_against_introspection(resolving_view(self))
         if reasons:

@@ -78,11 +78,11 @@ def test_all_unsupported_options_are_named_together(checkpoint: Callable[[str], 
             enable_streaming_session=True,
             disable_radix_cache=True,
             pp_size=2,
-            tp_size=2,
+            dcp_size=2,
         )
     flags = (
         "--speculative-algorithm", "--enable-hierarchical-cache", "--enable-lmcache", "--disaggregation-mode",
-        "--enable-streaming-session", "--disable-radix-cache", "--pp-size", "--tp-size",
+        "--enable-streaming-session", "--disable-radix-cache", "--pp-size", "--dcp-size",
     )  # fmt: skip
     assert len(caught.value.reasons) == len(flags)
     assert all(flag in str(caught.value) for flag in flags)
@@ -97,6 +97,14 @@ def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[st
         parse(checkpoint("qwen2_5_vl"), **STAR, kv_cache_dtype="fp8_e5m2", page_size=16)
     quantised, pages = caught.value.reasons
     assert "--kv-cache-dtype" in quantised and "--page-size 16" in pages
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "guikv"])
+def test_a_policy_that_ranks_cannot_divide_is_refused(checkpoint: Callable[[str], Path], policy: str) -> None:
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), kv_policy=policy, tp_size=2)
+    (reason,) = caught.value.reasons
+    assert reason.startswith(f"--kv-policy {policy} with tensor parallelism (--tp-size): ")
 
 
 def test_what_every_request_would_ask_for_is_checked_at_the_start(checkpoint: Callable[[str], Path]) -> None:
