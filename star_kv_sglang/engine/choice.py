@@ -31,12 +31,14 @@ class Ranking:
     Attributes:
         best: int32 [num_units, N], packed indices, as ``select_topn`` writes them.
         spans: Packed range of each segment.
-        quotas: int32 [num_segments].
+        num_kept: int32 [num_segments], how many stay, on the device.
+        quotas: The same on its way to the host.
         apart: int32 [num_segments], how many of these are beside the budget; None for none.
     """
 
     best: torch.Tensor
     spans: Sequence[tuple[int, int]]
+    num_kept: torch.Tensor
     quotas: HostCopy
     apart: HostCopy | None = None
 
@@ -163,7 +165,7 @@ def _rank(
         quotas = torch.minimum(quotas + added, segments[:, 1] - segments[:, 0])
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
-    return Ranking(best, spans, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
+    return Ranking(best, spans, quotas, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
 
 
 def part_of_shares(segments: Sequence[Segment], quota: int, part: float, page_size: int) -> list[int]:

@@ -22,15 +22,18 @@ def _inputs(
     slots, num_slots = scattered_slots(sum(sizes), seed, device)
     pools = []
     for layer in range(LAYERS):
-        pool = torch.full((num_slots, GROUPS, head_dim), float("nan"), device=device, dtype=dtype)
-        values = 3 + torch.randn(len(slots), GROUPS, head_dim, generator=generator(seed + layer))
-        pool[slots.long()] = values.to(device, dtype)
-        pools.append(pool)
+        pool = torch.full((num_slots, GROUPS, head_dim), float("nan"))
+        pool[slots.cpu().long()] = 3 + torch.randn(len(slots), GROUPS, head_dim, generator=generator(seed + layer))
+        pools.append(pool.to(device, dtype))
     counts = torch.rand(LAYERS, len(slots), generator=generator(seed + 9)) < 0.8
     return pools, slots, indptr(sizes, device), counts.to(device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn],
+    ids=["fp32", "bf16", "fp16", "fp8"],
+)
 @pytest.mark.parametrize("head_dim", [16, 36], ids=lambda d: f"d{d}")
 @pytest.mark.parametrize("sizes", [[1], [130], [31, 0, 70]], ids=["one_row", "three_tiles", "empty_frame"])
 def test_kernel_equals_reference(

@@ -30,6 +30,8 @@ def group_distances_kernel(
         base = address.to(tl.pointer_type(tl.float32))
     elif KIND == 1:
         base = address.to(tl.pointer_type(tl.bfloat16))
+    elif KIND == 3:
+        base = address.to(tl.pointer_type(tl.float8e4nv))
     else:
         base = address.to(tl.pointer_type(tl.float16))
     start, end = tl.load(indptr + frame), tl.load(indptr + frame + 1)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from star_kv_sglang.triton_ops.checks import (
-    FLOAT_DTYPES,
     INT_DTYPES,
     check_contiguous,
     check_dtype,
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_TILE = 64
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 def group_distances(
@@ -31,7 +30,7 @@ def group_distances(
 
     | argument | shape | dtype | |
     |---|---|---|---|
-    | pools | L of [num_slots, G, D] | float32, float16, bfloat16 | equal strides, channels contiguous |
+    | pools | L of [num_slots, G, D] | float32, float16, bfloat16, float8_e4m3fn | equal strides, channels contiguous |
     | slots | [n] | int32, int64 | frame after frame |
     | indptr | [F+1] | int32 | rows of frame f are `indptr[f] : indptr[f + 1]`; all n rows lie in frames |
     | counts | [L, n] | bool | which rows the mean is made of; with none of a frame it is 0 |
@@ -52,7 +51,7 @@ def group_distances(
         check_dtype(f"pools[{index}]", pool, first.dtype)
         if pool.stride() != first.stride() or pool.stride(2) != 1:
             raise ValueError(f"pools[{index}] must have the strides of the others, and its channels be contiguous")
-    check_dtype("pools[0]", first, *FLOAT_DTYPES)
+    check_dtype("pools[0]", first, *KINDS)
     check_shape("slots", slots, (None,))
     check_shape("indptr", indptr, (None,))
     check_shape("counts", counts, (len(pools), slots.shape[0]))

@@ -127,16 +127,27 @@ def group_saliency(seen: Observation, *, subspaces: bool) -> torch.Tensor:
     Returns:
         float32 [L, G, N], filled on screenshots that are scored and on each request's current one, 0 elsewhere.
     """
-    num_groups = seen.values[0].shape[1]
-    saliency = seen.frame_norms.new_zeros(len(seen.frame_norms), num_groups, seen.bounds[-1])
     spans = [seen.frame(*place) for place in _looked_at(seen)]
-    if not spans:
-        return saliency
+    own = _value_distances(seen, spans) if spans and subspaces else None
+    num_groups = seen.values[0].shape[1] if own is None else own.shape[1]
+    saliency = seen.frame_norms.new_zeros(len(seen.frame_norms), num_groups, seen.bounds[-1])
     distances = [seen.frame_norms[:, span] for span in spans]
-    if not subspaces:
+    if own is None:
         for span, distance in zip(spans, distances, strict=True):
             saliency[:, :, span] = distance[:, None]
         return saliency
+    mean = own.mean(dim=1, keepdim=True)
+    own.div_(torch.where(mean > 0, mean, 1.0)).masked_fill_(mean <= 0, 1.0)
+    first = 0
+    for span, distance in zip(spans, distances, strict=True):
+        last = first + span.stop - span.start
+        torch.mul(distance[:, None], own[:, :, first:last], out=saliency[:, :, span])
+        first = last
+    return saliency
+
+
+def _value_distances(seen: Observation, spans: Sequence[slice]) -> torch.Tensor:
+    """How far each token's values lie from its screenshot's mean, of every key head of the model, [L, G, n]."""
     bounds = [0]
     for span in spans:
         bounds.append(bounds[-1] + span.stop - span.start)
@@ -147,11 +158,7 @@ def group_saliency(seen: Observation, *, subspaces: bool) -> torch.Tensor:
         torch.cat([_counts(seen, span) for span in spans], dim=1),
         max_rows=max(span.stop - span.start for span in spans),
     )
-    mean = own.mean(dim=1, keepdim=True)
-    own.div_(torch.where(mean > 0, mean, 1.0)).masked_fill_(mean <= 0, 1.0)
-    for span, distance, first, last in zip(spans, distances, bounds, bounds[1:], strict=False):
-        torch.mul(distance[:, None], own[:, :, first:last], out=saliency[:, :, span])
-    return saliency
+    return seen.all_groups(own)
 
 
 def _counts(seen: Observation, span: slice) -> torch.Tensor:

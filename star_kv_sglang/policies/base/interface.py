@@ -7,7 +7,7 @@ for all. Layouts are those of ``triton_ops/LAYOUT.md``: L layers, G key heads, R
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -61,6 +61,11 @@ class Split(Enum):
     """Each screenshot gets the same share of its tokens."""
 
 
+def _same(values: torch.Tensor) -> torch.Tensor:
+    """What one rank alone has is what there is."""
+    return values
+
+
 @dataclass(frozen=True)
 class Observation:
     """A prefill batch after its forward pass.
@@ -71,7 +76,8 @@ class Observation:
         budgets: Share of its private visual tokens that each request may keep.
         kv_indptr: int32 [R + 1].
         slots: int64 [N], slot of each live token.
-        keys, values: One pool [num_slots, G, D] for each layer; rotary applied to keys.
+        keys, values: One pool [num_slots, G, D] for each layer; rotary applied to keys. With tensor parallelism a rank
+            has only some key heads in them, while ``attention`` has all.
         frame_offsets: integer [U, N], raster index of each token in its screenshot; U is L, or L * G per head.
         frame_norms: float32 [L, N], what the policy's `Norms` say of each visual token.
         attention: float32 [L, G, N], pooled attention of the observing queries, 0 for the window; [L, 1, N], mean of
@@ -84,6 +90,7 @@ class Observation:
         split: How screenshots share a request's budget.
         sinks: bool [L, N], tokens that were told apart as sinks, whose norms say 0; None where nobody looks for them.
             The engine keeps or drops them, whatever their scores.
+        all_groups: From what is known of the key heads in the pools, float32 [L, g, n], to that of all, [L, G, n].
     """
 
     layouts: Sequence[PromptLayout]
@@ -102,6 +109,7 @@ class Observation:
     wants_storing: bool = False
     split: Split = Split.BY_SIZE
     sinks: torch.Tensor | None = None
+    all_groups: Callable[[torch.Tensor], torch.Tensor] = _same
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -176,6 +184,7 @@ class KVPolicy(ABC, Generic[P]):
         queries: Whose attention it needs.
         split: How screenshots share the budget.
         per_head: Each key head keeps tokens of its own.
+        needs_one_rank: It reads keys or values, or keeps tokens per head: with tensor parallelism a rank has only some.
         norms: What it wants to know of the layers' inputs.
         scores_once: A token's first score is the one to remember where it may be pruned again later: scores of a
             screenshot that has lost tokens do not compare with those of a whole one.
@@ -185,6 +194,7 @@ class KVPolicy(ABC, Generic[P]):
     queries: ClassVar[Queries] = Queries.WINDOW
     split: ClassVar[Split] = Split.BY_SCORE
     per_head: ClassVar[bool] = False
+    needs_one_rank: ClassVar[bool] = False
     norms: ClassVar[Norms] = Norms.NONE
     scores_once: ClassVar[bool] = False
     saliencies: ClassVar[int] = 1
