@@ -205,6 +205,7 @@ READS: tuple[Seam, ...] = (
     ),
     *_used("models.qwen2.Qwen2DecoderLayer", "input_layernorm", _INPUTS),
     *_used("models.qwen3.Qwen3DecoderLayer", "input_layernorm", _INPUTS),
+    *_used("models.qwen3_moe.Qwen3MoeDecoderLayer", "input_layernorm", _INPUTS),
     *_used("layers.attention.torch_native_backend.TorchNativeAttnBackend", "req_to_token_pool", _ATTENTION),
     *_used(
         "layers.attention.flashinfer_backend.FlashInferAttnBackend",

@@ -22,8 +22,7 @@ def group_distances_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One frame of one group in one layer."""
-    group = tl.program_id(0)
-    frame = tl.program_id(1)
+    group, frame = tl.program_id(0), tl.program_id(1)
     layer = tl.program_id(2).to(tl.int64)
     address = tl.load(addresses + layer)
     if KIND == 0:
@@ -37,8 +36,7 @@ def group_distances_kernel(
     start, end = tl.load(indptr + frame), tl.load(indptr + frame + 1)
     channel = tl.arange(0, BLOCK_D)
     inside, column = channel < HEAD_DIM, group * group_stride + channel
-    sums = tl.zeros([BLOCK_D], tl.float32)
-    counted = 0
+    sums, counted = tl.zeros([BLOCK_D], tl.float32), 0
     for tile in range(start, end, BLOCK_R):
         row = tile + tl.arange(0, BLOCK_R)
         used = row < end
