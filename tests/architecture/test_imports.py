@@ -66,6 +66,9 @@ ALLOWED: dict[str, set[str]] = {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
         *("tools.actions", "tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
     },
+    "tools.tune": {
+        *("tools.actions", "tools.resize", "tools.rollout", "tools.report", "tools.eval"),
+    },
     "tools.bench": {
         "triton_ops",
         "cpu_mode",
@@ -77,8 +80,8 @@ ALLOWED: dict[str, set[str]] = {
         "tools.image_references",
     },
     "tools.cli": {
-        *("algorithm", "triton_ops", "cpu_mode"),
-        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view"),
+        *("algorithm", "triton_ops", "cpu_mode", "policies"),
+        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view", "tools.tune"),
         *("tools.agents", "tools.browser", "tools.markdown"),
     },
     "__init__": set(),
