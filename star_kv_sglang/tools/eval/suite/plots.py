@@ -20,6 +20,8 @@ _COLOURS: Final = {
     "distinct": "#e377c2",
     "snapkv": "#1f77b4",
     "guikv": "#17becf",
+    "stlite": "#bcbd22",
+    "fastgen": "#8c6d31",
     "vlcache": "#9467bd",
     "h2o": "#8c564b",
     "streaming": "#7f7f7f",
