@@ -16,6 +16,7 @@ place:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch.nn import functional as F
@@ -72,7 +73,7 @@ class Policy(KVPolicy[Params]):
         """Put what the next screenshot shows again below everything else."""
         frames = seen.layouts[request].frames
         below = scores[:, seen.past(request)].amax(dim=1, keepdim=True) + 1
-        for index, (frame, after) in enumerate(zip(frames, frames[1:], strict=False)):
+        for index, (frame, after) in enumerate(pairwise(frames)):
             same_grid = (frame.rows, frame.cols) == (after.rows, after.cols)
             if not same_grid or not frame.num_live or not after.num_live:
                 continue
@@ -100,7 +101,8 @@ def around(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int, si
     boards[1].scatter_(1, places, torch.ones_like(scores))
     sums = F.avg_pool2d(boards.view(2, -1, rows, cols), side, stride=1, padding=side // 2, divisor_override=1)
     total, count = sums.flatten(2)
-    return (total / count.clamp(min=1)).gather(1, places)
+    mean: torch.Tensor = (total / count.clamp(min=1)).gather(1, places)
+    return mean
 
 
 def is_repeated(seen: Observation, span: slice, later: slice, num_places: int, least: float) -> torch.Tensor:

@@ -45,22 +45,35 @@ class PromptWriter:
         Raises:
             TuneError: the model's template refuses the messages.
         """
-        messages = []
-        for number, one in enumerate(turn.said):
-            if one.parts is None:
-                messages.append({"role": one.role, "content": answers[number]})
-                continue
-            is_text = all(isinstance(part, str) for part in one.parts)
-            content: Any = "".join(str(part) for part in one.parts) if is_text else [_part(part) for part in one.parts]
-            messages.append({**one.other, "role": one.role, "content": content})
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tools=list(turn.tools) or None, tokenize=False, add_generation_prompt=True
+                template_messages(turn, answers),
+                tools=list(turn.tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except Exception as error:
             # Templates raise what they like.
             raise TuneError(f"the model's chat template refuses a recorded prompt: {error}") from error
         return tuple(self._tokenizer(text).input_ids)
+
+
+def template_messages(turn: Turn, answers: Mapping[int, str]) -> list[dict[str, Any]]:
+    """A turn's messages as chat templates take them, with a part ``{"type": "image"}`` for each screenshot.
+
+    Args:
+        turn: what was sent.
+        answers: as of `PromptWriter.ids`.
+    """
+    messages: list[dict[str, Any]] = []
+    for number, one in enumerate(turn.said):
+        if one.parts is None:
+            messages.append({"role": one.role, "content": answers[number]})
+            continue
+        is_text = all(isinstance(part, str) for part in one.parts)
+        content: Any = "".join(str(part) for part in one.parts) if is_text else [_part(part) for part in one.parts]
+        messages.append({**one.other, "role": one.role, "content": content})
+    return messages
 
 
 def _part(part: str | Picture) -> dict[str, str]:
