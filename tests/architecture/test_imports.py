@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.resize": set(),
     "tools.markdown": set(),
     "tools.actions": set(),
-    "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat"},
+    "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat", "tools.image_references"},
     # who plays in a rollout, and where
     "tools.browser": {"tools.actions", "tools.rollout"},
     "tools.agents": {"tools.actions", "tools.eval", "tools.rollout"},
