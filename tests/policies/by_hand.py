@@ -274,6 +274,7 @@ RULES: dict[str, Callable[..., Rows]] = {
     "stlite": stlite,
     "vlcache": vlcache,
     "h2o": h2o,
+    "lookm": h2o,
     "guikv": guikv,
     "streaming": streaming,
     "window": streaming,

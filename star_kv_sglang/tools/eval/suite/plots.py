@@ -22,6 +22,7 @@ _COLOURS: Final = {
     "guikv": "#17becf",
     "stlite": "#bcbd22",
     "fastgen": "#8c6d31",
+    "lookm": "#393b79",
     "vlcache": "#9467bd",
     "h2o": "#8c564b",
     "streaming": "#7f7f7f",

@@ -26,6 +26,7 @@ POLICIES: Final = (
     "guikv",
     "stlite",
     "fastgen",
+    "lookm",
 )
 """In the order in which they are started: a run that is cut short has the first of them."""
 BUDGETS: Final = (0.2, 0.1, 0.05, 0.4, 0.03)
