@@ -27,8 +27,8 @@ REFUSED = {
     ),
     "meda": (
         "it is a budget for each layer, by the entropy of the layer's attention between text and screenshots, and all "
-        "layers of a request share one page table here, so that each holds equally many tokens; use lookm, which merges "
-        "pairs too"
+        "layers of a request share one page table here, so that each holds equally many tokens; use lookm, which "
+        "merges pairs too"
     ),
 }
 """Published policies that are not offered, and why."""

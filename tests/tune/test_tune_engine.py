@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.cli.main import main
 from star_kv_sglang.tools.cli.tune import ADVICE_FILE, PAGE, run
 from star_kv_sglang.tools.eval.runner import Protocol
 from star_kv_sglang.tools.eval.samples import TaskKind
@@ -25,6 +26,7 @@ from star_kv_sglang.tools.tune.advice import Advice
 from star_kv_sglang.tools.tune.asking import Asker, Heard, Prompt, Token
 from star_kv_sglang.tools.tune.conduct import Plan, Watcher, conduct
 from star_kv_sglang.tools.tune.prompts import PromptWriter
+from star_kv_sglang.tools.tune.recordings import Thread
 from star_kv_sglang.tools.tune.records import FULL, CellTurn, FullTurn, read_turns, turn_file
 from star_kv_sglang.tools.tune.replay import Replay
 from star_kv_sglang.tools.tune.threads import load_threads
@@ -36,7 +38,7 @@ from tinygui.trajectories import generate
 pytestmark = pytest.mark.slow
 
 SEED, TURNS = 70_000, 4
-ASKED = {"recordings": "q.json", "agent": "small"}
+FLAGS = ("--max-total-tokens", "20000", "--skip-server-warmup")
 CELLS = ("star-20", "streaming-20")
 
 
@@ -54,6 +56,16 @@ class KillAfter(Watcher):
         self._left -= 1
         if not self._left:
             raise KilledError
+
+
+class Refusals(Watcher):
+    """Remembers what was left out."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def refused(self, thread: str, reason: str) -> None:
+        self.seen.append((thread, reason))
 
 
 @dataclass
@@ -95,11 +107,19 @@ def recorded(folder: Path, count: int) -> list[Trajectory]:
 
 def planned(folder: Path, model: Path, budgets: tuple[float, ...]) -> tuple[Plan, Replay]:
     threads = tuple(load_threads(folder / "q.json"))
-    flags = ("--max-total-tokens", "20000", "--skip-server-warmup")
-    plan = Plan(str(model), threads, ("star", "streaming"), budgets, False, flags, 120.0)
+    plan = Plan(str(model), threads, ("star", "streaming"), budgets, False, FLAGS, 120.0)
     reader = answer_reader("small", TaskKind.COMPUTER)
     writer = PromptWriter(str(model))
     return plan, Replay(folder / "out", writer, reader, Protocol.PERSISTENT, 0.04, 8, at_a_time=2, pictures=2)
+
+
+def asked(folder: Path) -> dict[str, Any]:
+    """What the command would say of how turns are replayed."""
+    recordings, computer = str(folder / "q.json"), TaskKind.COMPUTER.value
+    return {
+        "recordings": recordings, "agent": "small", "kind": computer, "tolerance": 0.04, "protocol": "persistent",
+        "max_tokens": 8,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +132,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
         servers = Servers(stack)
         with pytest.raises(KilledError):
             conduct(plan, replay, servers, KillAfter(len(made) * TURNS + 3))
-        yield Tuned(made, plan, replay, servers, run(plan, replay, ASKED, 0.05, servers, Console(quiet=True)))
+        advice = run(plan, replay, asked(folder), 0.05, servers, Console(quiet=True))
+        yield Tuned(made, plan, replay, servers, advice)
 
 
 def right(tuned: Tuned, cell: str) -> float:
@@ -151,11 +172,31 @@ def test_every_turn_of_every_cell_has_one_line_although_the_run_was_killed(tuned
         assert sorted(places) == [(thread.name, turn) for thread in tuned.plan.threads for turn in range(TURNS)]
 
 
-def test_the_same_command_again_starts_no_server(tuned: Tuned) -> None:
-    asked = len(tuned.servers.asked)
-    again = run(tuned.plan, tuned.replay, ASKED, 0.05, tuned.servers, Console(quiet=True))
-    assert again == tuned.advice
-    assert len(tuned.servers.asked) == asked
+def test_a_thread_that_the_server_refuses_is_left_out_and_told(tuned: Tuned, tmp_path: Path) -> None:
+    """Its prompt is longer than the pool; the other one is compared."""
+    good, long = tuned.plan.threads[0], tuned.plan.threads[1].turns[0]
+    said = replace(long.said[0], parts=(*(long.said[0].parts or ()), " click" * 30_000))
+    threads = (replace(good, turns=good.turns[:1]), Thread("long", (replace(long, said=(said,)),)))
+    told = Refusals()
+    plan = replace(tuned.plan, threads=threads, policies=("streaming",))
+    conduct(plan, replace(tuned.replay, folder=tmp_path), tuned.servers, told)
+    assert [name for name, _ in told.seen] == ["long"]
+    assert "full: long, turn 1: the server answered 400" in told.seen[0][1]
+    assert [row.thread for row in read_turns(turn_file(tmp_path, "streaming-20"), CellTurn)] == [good.name]
+
+
+def test_the_command_on_what_is_complete_starts_no_server_and_says_the_flags(
+    tuned: Tuned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tuned.replay.folder
+    words = ["--model-path", tuned.plan.model, "--trajectories", str(folder.parent / "q.json"), "--out", str(folder)]
+    words += ["--policies", "star,streaming", "--budgets", "0.2", "--max-loss", "0.05", "--agent", "small"]
+    before = len(tuned.servers.asked)
+    assert main(["tune", *words, "--max-tokens", "8", "--no-control", *FLAGS]) == 0
+    said = capsys.readouterr().out
+    assert f"star-kv serve --model-path {tuned.plan.model} --kv-policy star --kv-budget 0.2 {' '.join(FLAGS)}" in said
+    assert "star at 20% changes 0.0% of the actions" in said
+    assert len(tuned.servers.asked) == before
 
 
 def test_the_page_shows_the_advice_and_pictures_of_changed_turns(tuned: Tuned) -> None:
@@ -199,7 +240,7 @@ def test_both_small_models_are_tuned_on_a_gpu(model: Path, tmp_path: Path) -> No
     recorded(tmp_path, 20)
     plan, replay = planned(tmp_path, model, (0.2, 0.1))
     plan = replace(plan, control=True, arguments=())
-    advice = run(plan, replay, ASKED, 0.05, preloaded_serving, Console(quiet=True))
+    advice = run(plan, replay, asked(tmp_path), 0.05, preloaded_serving, Console(quiet=True))
     assert advice.chosen is not None
     assert advice.chosen.cell.policy == "star"
     assert advice.control is not None

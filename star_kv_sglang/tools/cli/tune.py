@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -23,7 +24,7 @@ from star_kv_sglang.tools.eval.samples import TaskKind
 from star_kv_sglang.tools.rollout.server import serving
 from star_kv_sglang.tools.tune.actions import WORDS, agents, answer_reader
 from star_kv_sglang.tools.tune.advice import Advice, advise
-from star_kv_sglang.tools.tune.conduct import Plan, Serve, Watcher, conduct
+from star_kv_sglang.tools.tune.conduct import Plan, Serve, Watcher, answered, conduct
 from star_kv_sglang.tools.tune.errors import TuneError
 from star_kv_sglang.tools.tune.page import age_head, changed_turns, nats, p_value, percent, render, verdict
 from star_kv_sglang.tools.tune.prompts import PromptWriter
@@ -139,13 +140,16 @@ def run(plan: Plan, replay: Replay, asked: dict[str, Any], max_loss: float, serv
     written = {**asdict(advice), "verdict": verdict(advice), "command": command}
     text = json.dumps(written, indent=1, ensure_ascii=False)
     (replay.folder / ADVICE_FILE).write_text(f"{text}\n", encoding="utf-8")
+    left_out = len(plan.threads) - len(answered(replay.folder, plan.threads))
     setup = [
         f"{plan.num_turns} recorded turns of {len(plan.threads)} threads, replayed with the full cache and with "
         f"{len(advice.outcomes)} policies and budgets; {replay.protocol.value}.",
+        *([f"{left_out} threads are left out: the server refuses a turn of them."] if left_out else []),
     ]
     about = {"star-kv": __version__, **settings}
     changed = changed_turns(replay.folder, plan.threads, advice.outcomes)
-    page = render(f"A policy and a budget for {Path(plan.model).name}", setup, command, advice, changed, about)
+    title = f"A policy and a budget for {'/'.join(Path(plan.model).parts[-2:])}"
+    page = render(title, setup, command, advice, changed, about)
     (replay.folder / PAGE).write_text(page, encoding="utf-8")
     return advice
 
@@ -189,6 +193,10 @@ class Bars(Watcher):
         self._changed[name] += not same
         note = "" if name == FULL else f"{self._changed[name]} changed"
         self._progress.update(self._tasks[name], advance=1, note=note)
+
+    def refused(self, thread: str, reason: str) -> None:
+        """A thread is left out."""
+        self._console.print(f"[yellow]left out:[/] {thread}: {escape(reason)}", soft_wrap=True, highlight=False)
 
 
 def show(advice: Advice, plan: Plan, console: Console) -> None:

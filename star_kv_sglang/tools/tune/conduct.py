@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from star_kv_sglang.tools.tune.asking import Asker
+from star_kv_sglang.tools.tune.errors import ReplayError
 from star_kv_sglang.tools.tune.recordings import Thread
 from star_kv_sglang.tools.tune.records import AGAIN, FULL, SERVERS, CellTurn, FullTurn, TurnFile, turn_file
 from star_kv_sglang.tools.tune.replay import Cell, Replay
@@ -33,6 +34,9 @@ class Watcher:
 
     def turn(self, name: str, same: bool) -> None:
         """A turn of a cell is done."""
+
+    def refused(self, thread: str, reason: str) -> None:
+        """The server refuses a turn of a thread, which is left out."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,12 @@ def conduct(plan: Plan, replay: Replay, serve: Serve, watcher: Watcher) -> None:
         ReplayError: a server is gone or refuses a turn; what is done is kept.
         RolloutError: a server does not start; the message ends with its last words.
     """
+    replay = replace(replay, on_refused=watcher.refused)
     for policy in plan.policies:
-        needs_full = _missing(replay.folder, Cell(policy, 1.0, FULL), plan.threads) > 0
-        cells = [cell for cell in plan.cells(policy) if _missing(replay.folder, cell, plan.threads)]
+        # What is refused once is refused by all: the first policy's server is asked.
+        needs_full = policy == plan.policies[0] and _missing(replay.folder, FULL, plan.threads) > 0
+        known = plan.threads if needs_full else answered(replay.folder, plan.threads)
+        cells = [cell for cell in plan.cells(policy) if _missing(replay.folder, cell.name, known)]
         if not cells and not needs_full:
             continue
         log = replay.folder / SERVERS / f"{policy}.log"
@@ -100,17 +107,27 @@ def conduct(plan: Plan, replay: Replay, serve: Serve, watcher: Watcher) -> None:
 async def _replay(plan: Plan, replay: Replay, cells: Sequence[Cell], url: str, traces: Path, watcher: Watcher) -> None:
     async with Asker(url, plan.timeout_s) as asker:
         for cell in cells:
-            watcher.cell(cell.name, plan.num_turns, _missing(replay.folder, cell, plan.threads))
+            known = plan.threads if cell.name == FULL else answered(replay.folder, plan.threads)
+            total = sum(len(thread.turns) for thread in known)
+            watcher.cell(cell.name, total, _missing(replay.folder, cell.name, known))
             watched = replace(replay, on_turn=lambda same, name=cell.name: watcher.turn(name, same))  # type: ignore[misc]
             if cell.name == FULL:
                 await watched.full(asker, plan.threads)
                 await asker.flush()
+                if not answered(replay.folder, plan.threads):
+                    raise ReplayError("the server refuses a turn of every thread; the lines above say why")
             else:
                 await watched.cell(asker, cell, plan.threads, traces)
 
 
-def _missing(folder: Path, cell: Cell, threads: Sequence[Thread]) -> int:
+def answered(folder: Path, threads: Sequence[Thread]) -> tuple[Thread, ...]:
+    """The threads all of whose turns the full cache has answered."""
+    file = TurnFile(turn_file(folder, FULL), FullTurn)
+    return tuple(thread for thread in threads if not file.lacks(thread.name, len(thread.turns)))
+
+
+def _missing(folder: Path, cell: str, threads: Sequence[Thread]) -> int:
     """Turns that a cell lacks."""
-    path = turn_file(folder, cell.name)
-    rows = (TurnFile(path, FullTurn) if cell.name == FULL else TurnFile(path, CellTurn)).rows
+    path = turn_file(folder, cell)
+    rows = (TurnFile(path, FullTurn) if cell == FULL else TurnFile(path, CellTurn)).rows
     return sum((thread.name, turn) not in rows for thread in threads for turn in range(len(thread.turns)))

@@ -145,7 +145,10 @@ def percent(estimate: Estimate | None) -> str:
 
 def nats(estimate: Estimate | None) -> str:
     """``0.012 (0.008 to 0.017)``; empty for none."""
-    return "" if estimate is None else f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+    if estimate is None:
+        return ""
+    # Nothing is less than nothing.
+    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})".replace("-0.000", "0.000")
 
 
 def p_value(test: PairedTest | None) -> str:

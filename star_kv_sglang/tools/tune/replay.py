@@ -14,7 +14,7 @@ import numpy as np
 from star_kv_sglang.tools.eval.runner import Protocol
 from star_kv_sglang.tools.report.trace import last_traces
 from star_kv_sglang.tools.tune.actions import ReadAnswer, is_same, read
-from star_kv_sglang.tools.tune.asking import Asker, Heard, Prompt
+from star_kv_sglang.tools.tune.asking import Asker, Heard, Prompt, RefusedError
 from star_kv_sglang.tools.tune.errors import ReplayError
 from star_kv_sglang.tools.tune.measures import distance, teacher_forced
 from star_kv_sglang.tools.tune.prompts import PromptWriter
@@ -67,6 +67,7 @@ class Replay:
         at_a_time: threads in play.
         pictures: turns of each cell whose kept tokens are kept for the page.
         on_turn: told after each turn whether it is the same.
+        on_refused: told which thread the server refuses under the full cache, and why; it is left out.
     """
 
     folder: Path
@@ -78,17 +79,23 @@ class Replay:
     at_a_time: int
     pictures: int
     on_turn: Callable[[bool], None] = lambda same: None
+    on_refused: Callable[[str, str], None] = lambda thread, reason: None
 
     async def full(self, asker: Asker, threads: Sequence[Thread]) -> None:
         """The full cache's answers, which all cells are compared with.
 
         Raises:
-            ReplayError: the server is gone, or refuses a turn.
+            ReplayError: the server is gone.
         """
         file = TurnFile(turn_file(self.folder, FULL), FullTurn)
 
         async def play(number: int, thread: Thread) -> None:
-            del number
+            try:
+                await answer(thread)
+            except RefusedError as error:
+                self.on_refused(thread.name, str(error))
+
+        async def answer(thread: Thread) -> None:
             passage = _Passage(self, asker, Cell(FULL, 1.0, FULL), thread)
             answers: dict[int, str] = {}
             for index, turn in enumerate(thread.turns):
@@ -107,7 +114,7 @@ class Replay:
         Args:
             asker: of a server of the cell's policy.
             cell: which.
-            threads: all of them; the full cache has answered them.
+            threads: all of them; those that the full cache has not answered are passed over.
             traces: where the server writes what it prunes.
 
         Raises:
@@ -117,6 +124,8 @@ class Replay:
         full = TurnFile(turn_file(self.folder, FULL), FullTurn).rows
 
         async def play(number: int, thread: Thread) -> None:
+            if any((thread.name, index) not in full for index in range(len(thread.turns))):
+                return
             passage = _Passage(self, asker, cell, thread)
             answers: dict[int, str] = {}
             for index, turn in enumerate(thread.turns):
@@ -207,7 +216,7 @@ class _Passage:
         try:
             heard = await self._asker.hear(prompt, self._replay.max_tokens, about)
         except ReplayError as error:
-            raise ReplayError(f"{self._cell.name}: {self._thread.name}, turn {index + 1}: {error}") from error
+            raise type(error)(f"{self._cell.name}: {self._thread.name}, turn {index + 1}: {error}") from error
         self._names.append(name)
         if not stateless:
             self._refuse_loss(index, prompt, heard)
