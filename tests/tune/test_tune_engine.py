@@ -172,19 +172,6 @@ def test_every_turn_of_every_cell_has_one_line_although_the_run_was_killed(tuned
         assert sorted(places) == [(thread.name, turn) for thread in tuned.plan.threads for turn in range(TURNS)]
 
 
-def test_a_thread_that_the_server_refuses_is_left_out_and_told(tuned: Tuned, tmp_path: Path) -> None:
-    """Its prompt is longer than the pool; the other one is compared."""
-    good, long = tuned.plan.threads[0], tuned.plan.threads[1].turns[0]
-    said = replace(long.said[0], parts=(*(long.said[0].parts or ()), " click" * 30_000))
-    threads = (replace(good, turns=good.turns[:1]), Thread("long", (replace(long, said=(said,)),)))
-    told = Refusals()
-    plan = replace(tuned.plan, threads=threads, policies=("streaming",))
-    conduct(plan, replace(tuned.replay, folder=tmp_path), tuned.servers, told)
-    assert [name for name, _ in told.seen] == ["long"]
-    assert "full: long, turn 1: the server answered 400" in told.seen[0][1]
-    assert [row.thread for row in read_turns(turn_file(tmp_path, "streaming-20"), CellTurn)] == [good.name]
-
-
 def test_the_command_on_what_is_complete_starts_no_server_and_says_the_flags(
     tuned: Tuned, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +218,19 @@ def test_an_answer_that_is_put_behind_its_prompt_gets_the_log_probabilities_of_s
         assert [token.logprob for token in said] == pytest.approx([one.logprob for one in heard.tokens[1:]], abs=1e-3)
         assert (heard.live < heard.prompt) == (budget < 1)
         assert set(heard.asked) == {5}
+
+
+def test_a_thread_that_the_server_refuses_is_left_out_and_told(tuned: Tuned, tmp_path: Path) -> None:
+    """Its prompt is longer than the pool; the other one is compared."""
+    good, long = tuned.plan.threads[0], tuned.plan.threads[1].turns[0]
+    said = replace(long.said[0], parts=(*(long.said[0].parts or ()), " click" * 30_000))
+    threads = (replace(good, turns=good.turns[:1]), Thread("long", (replace(long, said=(said,)),)))
+    told = Refusals()
+    plan = replace(tuned.plan, threads=threads, policies=("streaming",))
+    conduct(plan, replace(tuned.replay, folder=tmp_path), tuned.servers, told)
+    assert [name for name, _ in told.seen] == ["long"]
+    assert "full: long, turn 1: the server answered 400" in told.seen[0][1]
+    assert [row.thread for row in read_turns(turn_file(tmp_path, "streaming-20"), CellTurn)] == [good.name]
 
 
 @pytest.mark.gpu
