@@ -129,7 +129,7 @@ def take_page(page_file: Path, out: Path) -> Path:
         page = browser.new_page(viewport={"width": 1280, "height": 1000}, color_scheme="light")
         page.goto(page_file.resolve().as_uri())
         first = page.locator(".change").first.bounding_box()
-        height = 1000 if first is None else min(1600, round(first["y"] + first["height"]) + 16)
+        height = 1000 if first is None else min(2200, round(first["y"] + first["height"]) + 16)
         page.set_viewport_size({"width": 1280, "height": height})
         return _shoot(page, TUNED, out / f"{TUNED.name}.png")
 
