@@ -94,7 +94,8 @@ def test_an_unknown_subcommand_is_refused_with_those_that_exist() -> None:
     answer = _star_kv("server")
     assert answer.returncode == 2
     assert answer.stderr == (
-        "error: star-kv has no command 'server'; its commands are serve, doctor, rollout, eval, tune, bench, view, replay\n"
+        "error: star-kv has no command 'server'; its commands are serve, doctor, rollout, eval, tune, bench, view, "
+        "replay\n"
     )
 
 

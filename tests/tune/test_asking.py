@@ -19,7 +19,7 @@ from star_kv_sglang.tools.tune.asking import TOP, Asker, Heard, Prompt, RefusedE
 from star_kv_sglang.tools.tune.errors import ReplayError
 from star_kv_sglang.tools.tune.prompts import PromptWriter
 from star_kv_sglang.tools.tune.recordings import Thread, Turn
-from star_kv_sglang.tools.tune.records import CellTurn, read_turns, turn_file
+from star_kv_sglang.tools.tune.records import FULL, CellTurn, FullTurn, TurnFile, read_turns, turn_file
 from star_kv_sglang.tools.tune.replay import Cell, Replay
 from star_kv_sglang.tools.tune.threads import load_threads
 from tests.tune.cases import data_url, png, user
@@ -180,3 +180,20 @@ def test_a_stateless_prompt_shares_nothing(tmp_path: Path) -> None:
 def test_a_history_that_was_pushed_out_of_the_cache_ends_the_replay(tmp_path: Path) -> None:
     with pytest.raises(ReplayError, match=r"star-20: a, turn 2 found 10 tokens .* not 1000: .* --at-a-time"):
         play(tmp_path, replays(tmp_path), [0, 10])
+
+
+def test_a_run_that_goes_on_keeps_the_answers_that_it_has(tmp_path: Path) -> None:
+    """The conversation has no answers of its own, and the server says something else the second time."""
+    replay, said = replays(tmp_path), []
+
+    class Remembering(LengthWriter):
+        def ids(self, turn: Turn, answers: dict[int, str]) -> tuple[int, ...]:
+            said.append(dict(answers))
+            return super().ids(turn, answers)
+
+    file = TurnFile(turn_file(tmp_path, FULL), FullTurn)
+    file.add(FullTurn("a", 0, "x9 y9", [[7, -0.5, {}]], 1000))
+    again = replace(replay, writer=cast(PromptWriter, Remembering()))
+    asyncio.run(again.full(cast(Asker, FakeServer([0, 1000])), threads(tmp_path)))
+    assert said == [{}, {1: "x9 y9"}]
+    assert [row.text for row in read_turns(turn_file(tmp_path, FULL), FullTurn)] == ["x9 y9", "x1 y1"]

@@ -28,7 +28,7 @@ from star_kv_sglang.tools.tune.conduct import Plan, Serve, Watcher, answered, co
 from star_kv_sglang.tools.tune.errors import TuneError
 from star_kv_sglang.tools.tune.page import age_head, changed_turns, nats, p_value, percent, render, verdict
 from star_kv_sglang.tools.tune.prompts import PromptWriter
-from star_kv_sglang.tools.tune.records import FULL, open_folder
+from star_kv_sglang.tools.tune.records import FULL, FullTurn, open_folder, read_turns, turn_file
 from star_kv_sglang.tools.tune.replay import Replay
 from star_kv_sglang.tools.tune.threads import load_threads
 
@@ -141,10 +141,12 @@ def run(plan: Plan, replay: Replay, asked: dict[str, Any], max_loss: float, serv
     text = json.dumps(written, indent=1, ensure_ascii=False)
     (replay.folder / ADVICE_FILE).write_text(f"{text}\n", encoding="utf-8")
     left_out = len(plan.threads) - len(answered(replay.folder, plan.threads))
+    cut_off = sum(row.cut_off for row in read_turns(turn_file(replay.folder, FULL), FullTurn))
     setup = [
         f"{plan.num_turns} recorded turns of {len(plan.threads)} threads, replayed with the full cache and with "
         f"{len(advice.outcomes)} policies and budgets; {replay.protocol.value}.",
         *([f"{left_out} threads are left out: the server refuses a turn of them."] if left_out else []),
+        *([f"{cut_off} of the full cache's answers were cut off at {replay.max_tokens} tokens."] if cut_off else []),
     ]
     about = {"star-kv": __version__, **settings}
     changed = changed_turns(replay.folder, plan.threads, advice.outcomes)

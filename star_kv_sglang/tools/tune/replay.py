@@ -100,8 +100,10 @@ class Replay:
             answers: dict[int, str] = {}
             for index, turn in enumerate(thread.turns):
                 heard = await passage.hear(index, turn, answers)
-                answers[len(turn.said)] = heard.text
-                if (thread.name, index) not in file.rows:
+                known: FullTurn | None = file.rows.get((thread.name, index))
+                # A run that goes on keeps the answer that it has, also where the server says another one now.
+                answers[len(turn.said)] = heard.text if known is None else known.text
+                if known is None:
                     tokens = [[one.id, one.logprob, dict(one.top)] for one in heard.tokens]
                     file.add(FullTurn(thread.name, index, heard.text, tokens, heard.prompt, heard.cut_off))
                     self.on_turn(True)
