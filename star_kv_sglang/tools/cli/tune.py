@@ -203,14 +203,15 @@ class Bars(Watcher):
 
 def show(advice: Advice, plan: Plan, console: Console) -> None:
     """The advice, for the terminal."""
-    table = Table(title="against the full cache; nats for each token", title_justify="left")
+    turns = advice.outcomes[0].same.num_samples
+    table = Table(title=f"{turns} turns against the full cache; nats for each token", title_justify="left")
     table.add_column("cell", no_wrap=True)
-    for head in ("turns", "same action, %", "p", "KL", "log p", "held, %"):
+    for head in ("same action, %", "p", "KL", "log p", "held, %"):
         table.add_column(head, justify="right", no_wrap=True)
     for one in [*([advice.control] if advice.control else []), *advice.outcomes]:
         # The page and the file have these intervals too; a terminal is narrow.
         means = (text.partition(" ")[0] for text in (nats(one.kl), nats(one.logprob), percent(one.held)))
-        table.add_row(one.cell.name, str(one.same.num_samples), percent(one.same), p_value(one.test), *means)
+        table.add_row(one.cell.name, percent(one.same), p_value(one.test), *means)
     console.print(table)
     ages = sorted({age for one in advice.outcomes for age in one.ages})
     by_age = Table("cell", title=f"same action, %, by {age_head(advice)}", title_justify="left")
