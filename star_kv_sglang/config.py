@@ -11,7 +11,7 @@ from typing import Any
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.introspection.protocol import MODES, OFF
 from star_kv_sglang.limits import COUNT, NOT_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, field_problems, limited
-from star_kv_sglang.policies import REFUSED, policy_keys, policy_names, policy_params
+from star_kv_sglang.policies import REFUSED, policy_class, policy_keys, policy_names, policy_params
 from star_kv_sglang.policies.base.params import PolicyParams
 
 FULL = "full"
@@ -108,6 +108,21 @@ class PolicyConfig:
     def chosen_params(self) -> PolicyParams:
         """The policy's parameters, its defaults where nobody chose; imports the policy."""
         return policy_params(self.policy, {}) if self.params is None else self.params
+
+    @property
+    def needs_one_rank(self) -> bool:
+        """Whether the policy cannot be divided among tensor parallel ranks; imports the policy.
+
+        What is dropped is merged into what is nearest over all key heads of a layer.
+        """
+        return policy_class(self.policy).needs_one_rank or self.merges
+
+    @property
+    def merges(self) -> bool:
+        """Whether what is dropped is merged into what is kept; imports the policy."""
+        if not self.active:
+            return False
+        return policy_class(self.policy).merge is not None if self.merge is None else self.merge != NO_MERGE
 
     @property
     def active(self) -> bool:

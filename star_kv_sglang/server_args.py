@@ -221,6 +221,10 @@ class StarServerArgs(ServerArgs):
             self._resolve_with_a_policy()
         else:
             super().resolve_once()
+        if not is_sized and envs.SGLANG_VLM_CACHE_SIZE_MB.is_set():
+            # SGLang's own choice for this model. The next engine of this process must not take it for its user's.
+            name = envs.SGLANG_VLM_CACHE_SIZE_MB.name
+            _set_here[name] = os.environ[name]
         if self._keeps_images(with_a_policy=config.active):
             size = None if is_sized else embedding_cache_of(self)
             if size is not None:
@@ -239,6 +243,17 @@ class StarServerArgs(ServerArgs):
                 raise UnsupportedSetupError(early) from None
             raise
         reasons = list(dict.fromkeys([*early, *compat.reasons_after_resolution(self)]))
+        if resolving_view(self).tp_size > 1 and self.policy_config().needs_one_rank:
+            reasons.append(
+                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys or values, or keeps "
+                "other tokens for each key head, or merges what it drops, and a rank has some of them only; use "
+                "another policy, or 1"
+            )
+        if resolving_view(self).kv_cache_dtype == "fp8_e4m3" and self.policy_config().merges:
+            reasons.append(
+                f"--kv-policy {self.kv_policy} merges what it drops, and --kv-cache-dtype fp8_e4m3: means of numbers "
+                'in 8 bits were never verified; use auto, or add {"merge": "none"} to --kv-policy-config'
+            )
         if self.kv_introspection != OFF:
             reasons += compat.reasons_against_introspection(resolving_view(self))
         if reasons:

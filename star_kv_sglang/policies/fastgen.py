@@ -43,6 +43,7 @@ class Policy(KVPolicy[Params]):
     """Every key head keeps its own tokens, by its own rule."""
 
     per_head = True
+    needs_one_rank = True
 
     def score(self, seen: Observation) -> PolicyScores:
         """Attention of each head, or the order of the prompt where its attention is local."""

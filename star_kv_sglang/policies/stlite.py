@@ -53,6 +53,8 @@ class Params(WindowParams):
 class Policy(KVPolicy[Params]):
     """Every layer keeps its own tokens."""
 
+    needs_one_rank = True
+
     def score(self, seen: Observation) -> PolicyScores:
         """Attention around each visual token; those that are shown again are below all others of their request."""
         scores = calibrate(seen.attended.mean(dim=1), seen)
