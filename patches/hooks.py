@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 
 
-_NUM_GPUS = 1
-"""Tensor parallelism is refused."""
 UNKNOWN = 422
 """Status of the answer that asks for bytes: clients do not repeat it by themselves, as they do 409, and SGLang does not
 use it here, as it does 404."""
@@ -61,21 +59,27 @@ def after_compute_cell_size(
     result: int, configurator: DefaultPoolConfigurator, kvc: KVCacheConfigurator, num_layers: int
 ) -> int:
     """Count the side pools among the bytes that each token of the pool takes."""
+    from sglang.srt.runtime_context import get_parallel
+
     del configurator
-    num_groups = kvc.model_config.get_num_kv_heads(_NUM_GPUS)
+    num_groups = kvc.model_config.get_num_kv_heads(get_parallel().tp_size)
     return result + runtime.get().memory.bytes_per_slot(num_layers, kvc.kv_cache_dtype, num_groups=num_groups)
 
 
 def after_profile_available_bytes(result: int, kvc: KVCacheConfigurator, pre_model_load_memory: int) -> int:
     """Leave room for scoring a prompt of the model's context length beside a whole chunk of others."""
-    from sglang.srt.runtime_context import get_schedule
+    from sglang.srt.runtime_context import get_parallel, get_schedule
 
     del pre_model_load_memory
     config = kvc.model_config
     # The resolved size: ``kvc.server_args`` is what the user asked for, where it is not set.
     num_tokens = config.context_len + max(get_schedule().chunked_prefill_size, 0)
+    num_groups = config.get_num_kv_heads(get_parallel().tp_size)
+    if get_parallel().tp_size > 1:
+        # Beside its own attention each rank gathers that of all, and puts it in order.
+        num_groups += 2 * config.get_total_num_kv_heads()
     return result - runtime.get().memory.reserve(
-        result, kvc.layer_info.num_effective_layers, num_tokens, num_groups=config.get_num_kv_heads(_NUM_GPUS)
+        result, kvc.layer_info.num_effective_layers, num_tokens, num_groups=num_groups
     )
 
 
@@ -336,6 +340,8 @@ def _tower_dtype() -> torch.dtype | None:
 
 async def around_build_artifact_batch(original: Callable[..., Any], processor: Any, entries: Sequence[Any]) -> Any:
     """Process new screenshots and move their features into shared memory, once, beside the event loop."""
+    if not processor.mm_preprocess_cache.enabled:  # an engine without the cache may follow one with it in this process
+        return await original(processor, entries)
     run = partial(asyncio.get_running_loop().run_in_executor, images.worker())
     store, dtype = images.store(), _tower_dtype()
 

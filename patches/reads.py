@@ -42,6 +42,7 @@ _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
 _CLIENTS = "a client's mistake is the client's 400"
 _SAMPLES = "the screenshots of a prompt that has several samples"
+_RANKS = "the ranks of tensor parallelism: what each has of the key heads, and that all decide alike"
 _FEATURES = "features that move into shared memory, and requests that say where they lie"
 _REFERENCES = "an image that a client names by the digest of its bytes"
 _ARTIFACTS = "multimodal.media_artifacts.base.MediaArtifactCacheMixin"
@@ -195,8 +196,17 @@ READS: tuple[Seam, ...] = (
     ),
     *_used(
         "configs.model_config.ModelConfig",
-        "hf_config context_len is_multimodal is_hybrid_swa get_num_kv_heads",
+        "hf_config context_len is_multimodal is_hybrid_swa get_num_kv_heads get_total_num_kv_heads",
         "shape and kind of the model",
+    ),
+    # tensor parallel ranks
+    _called("runtime_context.get_parallel", "()", _RANKS),
+    _called("distributed.parallel_state.get_tp_group", "()", _RANKS),
+    *_used("distributed.parallel_state.GroupCoordinator", "world_size rank_in_group", _RANKS),
+    _called(
+        "distributed.parallel_state.GroupCoordinator.all_gather_into_tensor",
+        "(self, output, input)",
+        _RANKS,
     ),
     # attention
     *_used(
@@ -207,7 +217,7 @@ READS: tuple[Seam, ...] = (
     *_used("model_executor.forward_batch_info.ForwardMode", "is_extend", _BATCHES),
     *_used(
         "layers.radix_attention.RadixAttention",
-        "layer_id scaling tp_q_head_num head_dim qk_head_dim",
+        "layer_id scaling tp_q_head_num head_dim qk_head_dim k_scale_float",
         "shape of a layer's attention",
     ),
     *_used("layers.attention.torch_native_backend.TorchNativeAttnBackend", "req_to_token_pool", _ATTENTION),

@@ -22,6 +22,7 @@ VISION_MODELS = (
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
 )
 TEXT_MODELS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ATTENTION_BACKENDS = ("torch_native", "flashinfer")
@@ -90,8 +91,14 @@ FLAG_RULES = (
         "--radix-eviction-policy tlru: it needs SGLang's own tree; use lru, lfu, slru or priority",
     ),
     _above_one("pp_size", "pipeline parallelism (--pp-size): the scorer needs all layers in one process; use 1"),
-    _above_one(
-        "tp_size", "tensor parallelism (--tp-size): ranks do not share scores yet; use 1 (data parallelism works)"
+    Rule(
+        ("tp_size", "nnodes"),
+        lambda size, hosts: size > 1 and hosts > 1,
+        "tensor parallelism over several hosts (--tp-size with --nnodes): never verified; use one host",
+    ),
+    _is_set(
+        "enable_dp_attention",
+        "data-parallel attention (--enable-dp-attention): ranks hold other requests, and share no choice; drop it",
     ),
     _above_one("dcp_size", "decode context parallelism (--dcp-size): it splits rows by position; use 1"),
     _is_set(
@@ -134,8 +141,8 @@ FLAG_RULES = (
     ),
     Rule(
         ("kv_cache_dtype",),
-        lambda dtype: dtype.startswith(("fp8", "fp4", "nvfp4", "mxfp4", "int")),
-        "a quantised KV cache (--kv-cache-dtype): the scorer reads keys as floats; use auto",
+        lambda dtype: dtype != "fp8_e4m3" and dtype.startswith(("fp8", "fp4", "nvfp4", "mxfp4", "int")),
+        "a quantised KV cache (--kv-cache-dtype): the scorer reads keys as floats; use auto or fp8_e4m3",
     ),
     Rule(
         ("mm_feature_transport",),
@@ -267,6 +274,8 @@ def reasons_against_recognition(args: StarServerArgs) -> list[str]:
     reasons = []
     if not model_config_of(args).is_multimodal:
         reasons.append("--kv-recognise-windows with a model without vision: it is shown no screenshots; drop it")
+    if resolved_view(args).tp_size > 1:
+        reasons.append("--kv-recognise-windows with tensor parallelism (--tp-size): never tried; drop it, or use 1")
     if resolved_view(args).skip_tokenizer_init:
         reasons.append(
             "--kv-recognise-windows with --skip-tokenizer-init: the tokenizer tells which token begins a message; drop "
@@ -295,6 +304,10 @@ def reasons_after_resolution(args: StarServerArgs) -> list[str]:
     if resolved.device == "cpu" and resolved.page_size not in (None, 1):
         reasons.append(
             f"--page-size {resolved.page_size} on a CPU: SGLang's paged allocator needs a GPU; use page size 1"
+        )
+    if resolved.device == "cpu" and resolved.kv_cache_dtype == "fp8_e4m3":
+        reasons.append(
+            "--kv-cache-dtype fp8_e4m3 on a CPU: torch-native attention takes K and V as they lie in the pool; use auto"
         )
     model_config = model_config_of(args)
     architectures = list(getattr(model_config.hf_config, "architectures", None) or [])

@@ -11,7 +11,7 @@ from typing import Any
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.introspection.protocol import MODES, OFF
 from star_kv_sglang.limits import COUNT, NOT_NEGATIVE, POSITIVE_SHARE, SHARE, SHARE_BELOW_ONE, field_problems, limited
-from star_kv_sglang.policies import REFUSED, policy_keys, policy_names, policy_params
+from star_kv_sglang.policies import REFUSED, policy_class, policy_keys, policy_names, policy_params
 from star_kv_sglang.policies.base.params import PolicyParams
 
 FULL = "full"
@@ -121,6 +121,11 @@ class PolicyConfig:
     def chosen_params(self) -> PolicyParams:
         """The policy's parameters, its defaults where nobody chose; imports the policy."""
         return policy_params(self.policy, {}) if self.params is None else self.params
+
+    @property
+    def needs_one_rank(self) -> bool:
+        """Whether the policy cannot be divided among tensor parallel ranks; imports the policy."""
+        return policy_class(self.policy).needs_one_rank
 
     @property
     def active(self) -> bool:

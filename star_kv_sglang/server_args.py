@@ -231,6 +231,10 @@ class StarServerArgs(ServerArgs):
             self._resolve_with_a_policy()
         else:
             super().resolve_once()
+        if not is_sized and envs.SGLANG_VLM_CACHE_SIZE_MB.is_set():
+            # SGLang's own choice for this model. The next engine of this process must not take it for its user's.
+            name = envs.SGLANG_VLM_CACHE_SIZE_MB.name
+            _set_here[name] = os.environ[name]
         if self._keeps_images(with_a_policy=config.active):
             size = None if is_sized else embedding_cache_of(self)
             if size is not None:
@@ -251,6 +255,11 @@ class StarServerArgs(ServerArgs):
         reasons = list(dict.fromkeys([*early, *compat.reasons_after_resolution(self)]))
         if self.kv_recognise_windows != NEVER:
             reasons += compat.reasons_against_recognition(self)
+        if resolving_view(self).tp_size > 1 and self.policy_config().needs_one_rank:
+            reasons.append(
+                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys, or keeps other "
+                "tokens for each key head, and a rank has some of them only; use another policy, or 1"
+            )
         if self.kv_introspection != OFF:
             reasons += compat.reasons_against_introspection(resolving_view(self))
         if reasons:

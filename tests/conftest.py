@@ -21,6 +21,7 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+_IN_A_BROWSER = ("browser", "view")
 _OPT_IN_MARKERS = ("gpu", "nightly")
 _left_out: Counter[str] = Counter()
 
@@ -72,6 +73,18 @@ def _take_a_gpu(workerinput: dict[str, Any]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(int(workerinput["workerid"].removeprefix("gw")) % device_count())
 
 
+def _has_no_browser() -> bool:
+    """A GPU machine runs tests of engines, and may have no more than these need; `make install` brings Playwright."""
+    from star_kv_sglang import cpu_mode
+
+    return cpu_mode.is_gpu_present() and importlib.util.find_spec("playwright") is None
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what a browser is needed for, where there is none."""
+    return True if collection_path.name in _IN_A_BROWSER and _has_no_browser() else None
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     """Count what the marker expression or the command line leaves out."""
     for item in items:
@@ -94,6 +107,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests did not run, and how to run those that are asked for by marker."""
+    if _has_no_browser():
+        terminalreporter.write_line(f"left out: {', '.join(_IN_A_BROWSER)}: no Playwright on this machine", yellow=True)
     for reason, count in sorted(_left_out.items()):
         how = f"marked {reason}: run them with pytest -m {reason}" if reason in _OPT_IN_MARKERS else "by -m or -k"
         terminalreporter.write_line(f"left out: {count} tests {how}", yellow=True)

@@ -226,5 +226,7 @@ class StarFlashInferBackend(FlashInferAttnBackend):
         out: torch.Tensor = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         query = q.view(-1, layer.tp_q_head_num, layer.head_dim)
         log_sums = None if self._recorder is None else self._recorder.log_sums
-        self._parts.observer.observe_queries(layer.layer_id, query, layer.scaling, log_sums)
+        # K lies in a pool of 8 bits divided by its scale.
+        sm_scale = layer.scaling * (layer.k_scale_float or 1.0)
+        self._parts.observer.observe_queries(layer.layer_id, query, sm_scale, log_sums)
         return out

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
@@ -99,6 +100,7 @@ class StarRadixCache(HoledTree):
 
     Attributes:
         cut_log: Is told what goes, where somebody may look at the tree; set before the first request.
+        cut_sum: A checksum of all that was pruned and dropped so far, in order: trees that differ in it differ.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class StarRadixCache(HoledTree):
     ) -> None:
         self.listener = listener or CacheListener()
         self.cut_log: CutLog | None = None
+        self.cut_sum = 0
         super().__init__(params, ledger)
         self.eviction = Eviction(self)
 
@@ -202,6 +205,7 @@ class StarRadixCache(HoledTree):
             extra = self._extras[node]
             holes.append(node.value[segment.core_start + num_keep - extra.start : segment.hole_start - extra.start])
             num_freed = segment.num_live - num_keep
+            self.cut_sum = crc32(b"%d %d %d" % (segment.start, segment.num_live, num_keep), self.cut_sum)
             if self.cut_log is not None and num_freed:
                 self.cut_log.pruned(node, segment, num_keep)
             extra.replace_segment(segment, segment.pruned_to(num_keep))
@@ -266,6 +270,7 @@ class StarRadixCache(HoledTree):
     def drop_leaf(self, leaf: TreeNode) -> int:
         """Drop an unlocked leaf and give its slots back; returns how many there were."""
         slots, segments = self.live_slots(leaf), self._extras[leaf].segments
+        self.cut_sum = crc32(b"%d %d" % (self._extras[leaf].start, len(slots)), self.cut_sum)
         if self.cut_log is not None:
             self.cut_log.dropped(leaf, len(slots))
         self.token_to_kv_pool_allocator.free_segment(slots, start_pos=0)

@@ -30,11 +30,13 @@ class Ranking:
     Attributes:
         best: int32 [num_units, N], packed indices, as ``select_topn`` writes them.
         spans: Packed range of each segment.
-        quotas: int32 [num_segments].
+        num_kept: int32 [num_segments], how many stay, on the device.
+        quotas: The same on its way to the host.
     """
 
     best: torch.Tensor
     spans: Sequence[tuple[int, int]]
+    num_kept: torch.Tensor
     quotas: HostCopy
 
     def chosen(self, segment: int) -> torch.Tensor:
@@ -118,7 +120,7 @@ def choose(
     )
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
-    ranking = Ranking(best, spans, HostCopy.start(quotas))
+    ranking = Ranking(best, spans, quotas, HostCopy.start(quotas))
     return [
         Choice(request.segments, start, ranking, state)
         for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)

@@ -16,15 +16,23 @@ class HalfPrunedError(RuntimeError):
     """Slots were moved, and the tree does not say so: no request may go on with them."""
 
 
+class DivergedError(RuntimeError):
+    """Tensor parallel ranks have decided differently: no request may go on."""
+
+
 class FaultLog:
     """Counts faults, and logs the first of each cause with its traceback.
 
     Args:
         counters: Where they are counted.
+
+    Attributes:
+        is_alone: No other rank does the same. One that does, and has met no fault, would wait for this one for ever.
     """
 
     def __init__(self, counters: PolicyCounters) -> None:
         self._counters = counters
+        self.is_alone = True
         self._known: set[tuple[object, ...]] = set()
 
     @contextmanager
@@ -37,12 +45,16 @@ class FaultLog:
 
         Raises:
             HalfPrunedError: From inside of the block; nobody could go on after it.
+            DivergedError: Likewise.
         """
         try:
             yield
-        except HalfPrunedError:
+        except (HalfPrunedError, DivergedError):
             raise
         except Exception as error:
+            if not self.is_alone:
+                error.add_note(f"{step} failed on one of several tensor parallel ranks: the server cannot go on.")
+                raise
             self._counters.num_pruner_faults += 1
             cause = (
                 type(error),

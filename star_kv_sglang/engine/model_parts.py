@@ -13,6 +13,7 @@ from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.memory import MemoryPlan
 from star_kv_sglang.engine.observer import Observer
+from star_kv_sglang.engine.ranks import Ranks
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms
 from star_kv_sglang.triton_ops.dispatch import default_ops
 
@@ -31,12 +32,14 @@ class ModelParts:
         pools: K, V and the side pools.
         ops: Kernels or references.
         observer: Watches the forward of a prefill.
+        ranks: Who else holds a part of the model.
         merge_size: Patches that the vision tower merges into one token, along each side.
         batch_holes: int64 [R], holes of each row of the batch that runs; None where no row has any.
     """
 
-    def __init__(self, pools: KVPools, ops: Ops, observer: Observer, *, merge_size: int = 1) -> None:
+    def __init__(self, pools: KVPools, ops: Ops, observer: Observer, ranks: Ranks, *, merge_size: int = 1) -> None:
         self.pools = pools
+        self.ranks = ranks
         self.ops = ops
         self.observer = observer
         self.merge_size = merge_size
@@ -69,6 +72,8 @@ class ModelParts:
         observer = Observer(pools, policy.pool_width, ops, faults, queries=policy.queries, norms=policy.norms)
         if vision is not None and config.prunes and policy.norms is not Norms.NONE:
             observer.watch_layers(runner.model)
+        ranks = Ranks.of_model(runner)
+        faults.is_alone = ranks.size == 1
         tokens = config.token_budget
         logger.info(
             "KV policy %s: budget %s, observation window %d, side pools %.1f MiB",
@@ -77,4 +82,4 @@ class ModelParts:
             policy.observation_window,
             side.num_bytes / 2**20,
         )
-        return cls(pools, ops, observer, merge_size=1 if vision is None else int(vision.spatial_merge_size))
+        return cls(pools, ops, observer, ranks, merge_size=1 if vision is None else int(vision.spatial_merge_size))

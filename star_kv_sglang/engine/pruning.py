@@ -92,6 +92,8 @@ class Pruning:
             self._tree.extra(stored.path[-1]).state = left_whole
         if scored is None:
             return False
+        if scored.agreement is not None:
+            scored.agreement.require()
         if not only_cached and stored.path:
             self._note_state(stored, scored)
             with self._faults.guard("pruning a prompt", "it stays unpruned"):

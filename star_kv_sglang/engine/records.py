@@ -15,6 +15,7 @@ from star_kv_sglang.engine.frames import frames_of_request
 from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.kept import Computed
 from star_kv_sglang.engine.ranges import profiled
+from star_kv_sglang.engine.ranks import Agreement
 from star_kv_sglang.request_params import RequestParams
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ class ScoredPrompt:
         choice: What each layer keeps, and the state that the prompt leaves behind.
         corrupt: Of each request of the batch, whether its scores were no numbers.
         index: Of this request in the batch.
+        agreement: What all ranks have decided; None where there is one.
     """
 
     choice: Choice
     corrupt: HostCopy
     index: int
+    agreement: Agreement | None = None
 
     def is_corrupt(self) -> bool:
         """Whether the scores were no numbers; waits for the batch's scores."""

@@ -11,12 +11,15 @@ from star_kv_sglang.engine.choice import Choice, choose
 from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, plan_decoding, plan_request, within_room
 from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.ranks import Agreement
 from star_kv_sglang.engine.records import Requests, ScoredPrompt
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, Split
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
     from sglang.srt.mem_cache.radix_cache import TreeNode
 
@@ -140,12 +143,27 @@ class Scoring:
                     ops=self._parts.ops,
                 )
         self._counters.num_scored_prompts += len(choices)
+        with stage("agree"):
+            agreement = self._agreement(plan, scored, choices)
         for index, (request, choice) in enumerate(zip(plan.scored, choices, strict=True)):
-            self._requests.set_scored(request.req, ScoredPrompt(choice, corrupt, index))
+            self._requests.set_scored(request.req, ScoredPrompt(choice, corrupt, index, agreement))
+
+    def _agreement(self, plan: BatchPlan, scored: PolicyScores, choices: Sequence[Choice]) -> Agreement | None:
+        ranks = self._parts.ranks
+        if ranks.size == 1:
+            return None
+        ranking = choices[0].ranking
+        # Where a token budget decides later, scores are what it decides by.
+        decided = [scored.calibrated] if ranking is None else [ranking.best, ranking.num_kept]
+        turn = f"request {', '.join(request.req.rid for request in plan.scored)}"
+        return ranks.agree(decided, self._tree.cut_sum, turn)
 
     def _observation(self, plan: BatchPlan, slots: torch.Tensor, indptr: torch.Tensor) -> Observation:
         pools = self._parts.pools
-        summed = pools.side.attention
+        ranks, summed = self._parts.ranks, pools.side.attention
+        attention = None if plan.group_scores is None else ranks.all_groups(plan.group_scores)
+        if summed is not None:
+            attention = ranks.mean(summed[:, None, slots])
         wants_storing = pools.side.scores is not None
         skip_scoring, skip_storing = set[tuple[int, int]](), set[tuple[int, int]]()
         for index, request in enumerate(plan.scored):
@@ -164,7 +182,7 @@ class Scoring:
             values=pools.values,
             frame_offsets=pools.side.frame_offsets[:, slots],
             frame_norms=pools.side.frame_norms[:, slots].float(),
-            attention=plan.group_scores if summed is None else summed[:, None, slots],
+            attention=attention,
             ops=self._parts.ops,
             skip_scoring=skip_scoring,
             skip_storing=skip_storing,

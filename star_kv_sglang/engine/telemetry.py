@@ -61,7 +61,8 @@ class Telemetry:
         self._pools = context.parts.pools
         self._prunes = context.config.prunes
         self._kept = KeptByAge()
-        self._trace = PruneTrace(trace_dir) if trace_dir else None
+        # All ranks keep the same tokens; one writes them down.
+        self._trace = PruneTrace(trace_dir) if trace_dir and context.parts.ranks.rank == 0 else None
         self._publisher: Publisher | None = None
         self._clock: StageClock | None = None
         metrics = scheduler.metrics_collector_context

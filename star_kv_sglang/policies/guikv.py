@@ -32,6 +32,7 @@ class Params(WindowParams, PoolParams):
 class Policy(KVPolicy[Params]):
     """Of the earlier screenshots' tokens only the budget's share with the largest residuals competes with the rest."""
 
+    needs_one_rank = True
     norms = Norms.INPUT
 
     def score(self, seen: Observation) -> PolicyScores:

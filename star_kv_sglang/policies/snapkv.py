@@ -18,6 +18,7 @@ class Policy(KVPolicy[Params]):
     """Slot j then holds another token in every head of every layer; the page table does not notice."""
 
     per_head = True
+    needs_one_rank = True
 
     def score(self, seen: Observation) -> PolicyScores:
         """Attention of the window, head by head."""

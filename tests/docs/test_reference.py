@@ -112,7 +112,7 @@ def test_what_is_refused_is_in_the_matrix() -> None:
         "prefill CUDA graphs": None,
         "speculative decoding": "speculative_algorithm",
         "hierarchical and external caches": "enable_hierarchical_cache",
-        "tensor, pipeline, context parallelism": "tp_size",
+        "pipeline, context parallelism": "pp_size",
         "prefill/decode disaggregation": "disaggregation_mode",
         "LoRA": "enable_lora",
         "quantised KV cache": "kv_cache_dtype",

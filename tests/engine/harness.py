@@ -41,7 +41,7 @@ def other_models() -> str:
     assert spec is not None
     assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "srt" / "models"
-    needed = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama"}
+    needed = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "llama"}
     return ",".join(sorted({file.stem for file in folder.glob("*.py")} - needed))
 
 

@@ -1,7 +1,7 @@
 """An SGLang plugin for tests: its scheduler process fails where a file says, from the next call on.
 
 The file that INJECTED_FAULTS names holds one word: a place of ``PLACES``, ``nan``, ``room`` (no memory is left to score
-the last prompt of a batch), or nothing.
+the last prompt of a batch), ``diverge`` (rank 1 of several sees other distances), or nothing.
 """
 
 from __future__ import annotations
@@ -67,11 +67,14 @@ def failing(word: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def spoiled(observe: Callable[..., Any]) -> Callable[..., Any]:
     """What the scorer sees, one number of which is none while the file holds ``nan``."""
+    from sglang.srt.distributed.parallel_state import get_tp_group
 
     def call(*args: Any, **kwargs: Any) -> Any:
         seen = observe(*args, **kwargs)
         if wanted() == "nan":
             seen.attention[1, 0, 5] = torch.nan
+        if wanted() == "diverge" and get_tp_group().rank_in_group == 1:
+            seen.frame_norms.neg_()
         return seen
 
     return call

@@ -59,9 +59,16 @@ def play(engine: TestEngine, kind: str, name: str, num_turns: int, **wishes: obj
         )
         assert answer.cached == hit
         turns.append((chat, answer))
-        hit = answer.num_stored
+        hit = found_again(engine, answer)
         chat = chat.reply(answer.text)
     return turns
+
+
+def found_again(engine: TestEngine, answer: Answer) -> int:
+    """How much of a prompt and its answer the next prompt begins with: words may be tokenised otherwise there."""
+    words = engine.engine.tokenizer_manager.tokenizer.encode(answer.text, add_special_tokens=False)
+    same = next((i for i, pair in enumerate(zip(words, answer.token_ids, strict=False)) if len(set(pair)) > 1), None)
+    return answer.num_stored if same is None else min(answer.num_stored, answer.prompt_len + same)
 
 
 def of_conversation(trace: Path, name: str, *, until: int = NUM_TURNS) -> list[Drop]:

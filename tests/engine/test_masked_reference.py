@@ -49,6 +49,7 @@ CASES = {
     ),
     "qwen2_vl": Case("qwen2_vl", ((6, 6), (7, 5), (5, 8)), 28),
     "qwen3_vl": Case("qwen3_vl", ((6, 6), (7, 5), (5, 8)), 32),
+    "qwen3_vl_moe": Case("qwen3_vl_moe", ((6, 6), (7, 5), (5, 8)), 32, policy="star", ages=False),
     "qwen2_5_vl-star": Case("qwen2_5_vl", ((6, 6), (7, 5), (5, 8)), 28, policy="star", ages=False),
     "qwen2_5_vl-keeps-peaks": Case("qwen2_5_vl", ((6, 6), (7, 5), (5, 8)), 28, policy="distinct", ages=False),
     "qwen2_5_vl-sums-attention-over-chunks": Case(

@@ -30,6 +30,7 @@ def chunk(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(runtime_context, "get_schedule", lambda: schedule)
 
     resolve(8192)
+    monkeypatch.setattr(runtime_context, "get_parallel", lambda: SimpleNamespace(tp_size=1))
     return resolve
 
 
@@ -40,7 +41,11 @@ def configurator() -> Any:
     """
     return SimpleNamespace(
         kv_cache_dtype=torch.bfloat16,
-        model_config=SimpleNamespace(get_num_kv_heads=lambda tp_size: NUM_GROUPS // tp_size, context_len=128_000),
+        model_config=SimpleNamespace(
+            get_num_kv_heads=lambda tp_size: NUM_GROUPS // tp_size,
+            get_total_num_kv_heads=lambda: NUM_GROUPS,
+            context_len=128_000,
+        ),
         layer_info=SimpleNamespace(num_effective_layers=NUM_LAYERS),
         server_args=SimpleNamespace(chunked_prefill_size=None),
     )
@@ -127,3 +132,16 @@ def test_prompts_that_are_not_chunked_have_no_chunk_beside_them(use: Any, chunk:
 def test_nothing_is_left_for_scoring_where_everything_is_kept(use: Any) -> None:
     use("star-paper", budget=1.0)
     assert hooks.after_profile_available_bytes(50 * GIB, configurator(), 0) == 50 * GIB
+
+
+def test_each_of_several_ranks_has_room_for_the_attention_of_all(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt import runtime_context
+
+    memory = use("star-paper", budget=0.2)
+    monkeypatch.setattr(runtime_context, "get_parallel", lambda: SimpleNamespace(tp_size=2))
+    left = 50 * GIB - hooks.after_profile_available_bytes(50 * GIB, configurator(), 0)
+    own, gathered = NUM_GROUPS // 2, 2 * NUM_GROUPS
+    assert left == memory.workspace_bytes(NUM_LAYERS, 128_000 + 8192, num_groups=own + gathered)
+    kv = NUM_LAYERS * 2 * own * HEAD_DIM * 2
+    side = memory.bytes_per_slot(NUM_LAYERS, torch.bfloat16, num_groups=own)
+    assert hooks.after_compute_cell_size(kv, cast(Any, None), configurator(), NUM_LAYERS) == kv + side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.util import find_spec
 
 import pytest
 
@@ -45,13 +46,14 @@ def test_what_is_not_broken_goes_on() -> None:
 _CHECKS = """
 from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry
-from star_kv_sglang.patches import activate, manifest
+from star_kv_sglang.patches import activate
 load_plugins()
-assert activate.active_hooks(manifest.REQUEST_HOOKS) == [], "nobody has asked for a policy"
+hooks = activate.request_hooks()
+assert activate.active_hooks(hooks) == [], "nobody has asked for a policy"
 {fault}
 activate.install_request_checks()
 activate.install_request_checks()
-print(len(activate.active_hooks(manifest.REQUEST_HOOKS)), "checks")
+print(len(activate.active_hooks(hooks)), "of", len(hooks), "checks")
 """
 
 
@@ -60,7 +62,9 @@ print(len(activate.active_hooks(manifest.REQUEST_HOOKS)), "checks")
 def test_checks_of_requests_are_in_place_or_the_process_stops(fault: str) -> None:
     answer = run_program(_CHECKS.format(fault=fault), env={**process_environment(), "SGLANG_PLUGINS": "star_kv"})
     if not fault:
-        assert answer.stdout.endswith("8 checks\n"), answer.stderr
+        # SGLang leaves the Responses API out where its library is not installed.
+        num = 8 if find_spec("openai_harmony") else 7
+        assert answer.stdout.endswith(f"{num} of {num} checks\n"), answer.stderr
         return
     assert answer.returncode == 1
     assert "SeamMovedError" in answer.stderr

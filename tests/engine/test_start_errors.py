@@ -78,11 +78,11 @@ def test_all_unsupported_options_are_named_together(checkpoint: Callable[[str], 
             enable_streaming_session=True,
             disable_radix_cache=True,
             pp_size=2,
-            tp_size=2,
+            dcp_size=2,
         )
     flags = (
         "--speculative-algorithm", "--enable-hierarchical-cache", "--enable-lmcache", "--disaggregation-mode",
-        "--enable-streaming-session", "--disable-radix-cache", "--pp-size", "--tp-size",
+        "--enable-streaming-session", "--disable-radix-cache", "--pp-size", "--dcp-size",
     )  # fmt: skip
     assert len(caught.value.reasons) == len(flags)
     assert all(flag in str(caught.value) for flag in flags)
@@ -105,6 +105,14 @@ def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[st
         parse(checkpoint("qwen2_5_vl"), **STAR, kv_cache_dtype="fp8_e5m2", page_size=16)
     quantised, pages = caught.value.reasons
     assert "--kv-cache-dtype" in quantised and "--page-size 16" in pages
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "guikv"])
+def test_a_policy_that_ranks_cannot_divide_is_refused(checkpoint: Callable[[str], Path], policy: str) -> None:
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("qwen2_5_vl"), kv_policy=policy, tp_size=2)
+    (reason,) = caught.value.reasons
+    assert reason.startswith(f"--kv-policy {policy} with tensor parallelism (--tp-size): ")
 
 
 def test_what_every_request_would_ask_for_is_checked_at_the_start(checkpoint: Callable[[str], Path]) -> None:
@@ -166,7 +174,8 @@ def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
 
     monkeypatch.delenv("SGLANG_VLM_CACHE_SIZE_MB", raising=False)
     record = parse(checkpoint("qwen2_5_vl"), **STAR)
-    assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ, "a CPU keeps SGLang's size"
+    has_size = "SGLANG_VLM_CACHE_SIZE_MB" in os.environ
+    assert has_size is cpu_mode.is_gpu_present(), "a CPU keeps SGLang's size"
     monkeypatch.setattr(server_args.compat, "gpu_is_present", lambda: True)
     monkeypatch.setattr(server_args, "get_device_memory_capacity", lambda device: 81_559.0)
     assert server_args.embedding_cache_of(record) == 100, "SGLang's own size at least: the model is small"
@@ -175,6 +184,31 @@ def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
     assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "318"
     parse(checkpoint("qwen2_5_vl"))
     assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ, "stock in the same process has its own size"
+
+
+def test_what_sglang_chooses_for_one_engine_does_not_bind_the_next(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For Qwen3-VL on a large Hopper GPU SGLang keeps no embeddings, which it writes into the environment."""
+    from star_kv_sglang import server_args
+
+    monkeypatch.delenv("SGLANG_VLM_CACHE_SIZE_MB", raising=False)
+    parent = server_args.StarServerArgs.__base__
+    whole = parent.resolve_once
+
+    def keeps_none(record: Any) -> None:
+        whole(record)
+        monkeypatch.setenv("SGLANG_VLM_CACHE_SIZE_MB", "0")
+
+    monkeypatch.setattr(parent, "resolve_once", keeps_none)
+    monkeypatch.setattr(server_args, "embedding_cache_of", lambda record: 318)
+    parse(checkpoint("qwen2_5_vl"), **STAR, kv_image_cache_mb=0)
+    assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "0"
+    monkeypatch.setattr(parent, "resolve_once", whole)
+    parse(checkpoint("qwen2_5_vl"), **STAR)
+    assert os.environ["SGLANG_VLM_CACHE_SIZE_MB"] == "318"
+    parse(checkpoint("qwen2_5_vl"))
+    assert "SGLANG_VLM_CACHE_SIZE_MB" not in os.environ
 
 
 def test_a_cpu_without_the_cpu_engine_is_told_how_to_turn_it_on(

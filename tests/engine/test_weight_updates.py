@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from training.loop import improve
 
 from star_kv_sglang.rl import KeptFormatError, read_kept
-from tests.engine.conversation import Answer, Chat, turn
+from tests.engine.conversation import Answer, Chat, question, screenshot
 from tests.engine.harness import TestEngine, running_engine
 from tests.engine.masked_reference import MaskedReference
 
@@ -61,6 +61,14 @@ def references(models: tuple[Path, Path]) -> tuple[MaskedReference, MaskedRefere
 def file_engine(models: tuple[Path, Path]) -> Iterator[TestEngine]:
     with running_engine(models[0], exact=True, kv_policy="star", kv_budget=0.2) as engine:
         yield engine
+
+
+def turn(chat: Chat, seed: int) -> Chat:
+    """The conversation with another screenshot and question.
+
+    The screenshot has a size that the model takes as it is: a GPU and a CPU resize to pixels that differ in places.
+    """
+    return chat.ask(question(seed), screenshot(seed, 8, 8, 32))
 
 
 def play(engine: TestEngine, reference: MaskedReference) -> list[Answer]:

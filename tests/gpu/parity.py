@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch.cuda import device_count
+
 from star_kv_sglang.tools.bench.serve.machine import describe
 from tests.models.checkpoints import EXAMPLE_MODEL
 
@@ -41,6 +43,8 @@ class Setup:
         reference: Name of the engine that it is compared with; empty for those that are only references.
         exact: PyTorch's operators in float32, without graphs.
         mixed: Prefills run beside decoding rows, in one batch.
+        kv: Dtype of the KV cache, where it is not the model's.
+        ranks: Tensor parallel ranks, a GPU each.
     """
 
     policy: str
@@ -52,6 +56,8 @@ class Setup:
     reference: str = ""
     exact: bool = False
     mixed: bool = False
+    kv: str = ""
+    ranks: int = 1
 
     @property
     def name(self) -> str:
@@ -59,6 +65,7 @@ class Setup:
         words = [self.policy, self.dtype, f"p{self.page_size}", "graph" if self.graph else "eager"]
         words += ["" if self.overlap else "no-overlap", f"chunk{self.chunk}" if self.chunk else ""]
         words += ["mixed"] if self.mixed else []
+        words += [self.kv, f"tp{self.ranks}" if self.ranks > 1 else ""]
         return " ".join(word for word in words if word)
 
     def arguments(self, trace: Path) -> dict[str, Any]:
@@ -74,6 +81,10 @@ class Setup:
             given["chunked_prefill_size"] = self.chunk
         if self.mixed:
             given["enable_mixed_chunk"] = True
+        if self.kv:
+            given["kv_cache_dtype"] = self.kv
+        if self.ranks > 1:
+            given["tp_size"] = self.ranks
         if self.policy == "full":
             given["kv_policy"] = "full"
         elif self.policy != STOCK:
@@ -81,9 +92,9 @@ class Setup:
         return given
 
 
-def _group(dtype: str, page_size: int, chunk: int | None, *policies: str) -> list[Setup]:
+def _group(dtype: str, page_size: int, chunk: int | None, *policies: str, **other: Any) -> list[Setup]:
     """Stock and policies with graphs and overlap; what keeps everything is compared with stock."""
-    common: dict[str, Any] = {"dtype": dtype, "page_size": page_size, "chunk": chunk}
+    common: dict[str, Any] = {"dtype": dtype, "page_size": page_size, "chunk": chunk, **other}
     stock = Setup(STOCK, **common)
     rows = [Setup(one, **common, reference=stock.name if one in ("full", "1.0") else "") for one in policies]
     return [stock, *rows]
@@ -107,6 +118,7 @@ def table() -> list[Setup]:
     chunked = _group("bfloat16", 1, 256, "1.0", "0.2")
     pages = _group("bfloat16", 16, None, "1.0", "0.2")
     large = _group("bfloat16", 64, 256, "1.0", "0.2")
+    eight = _group("bfloat16", 1, None, "1.0", "0.2", kv="fp8_e4m3")
     exact = replace(recorded_setup(), reference=CPU)
     return [
         *half,
@@ -126,7 +138,20 @@ def table() -> list[Setup]:
         _like(pages, mixed=True),
         *large,
         _like(large, graph=False, overlap=False),
+        *eight,
+        _like(eight, graph=False, overlap=False),
+        *_two_ranks(),
     ]
+
+
+def _two_ranks() -> list[Setup]:
+    """Engines of two GPUs; in float32 they keep what one does, otherwise sums are rounded in another order."""
+    if device_count() < 2:
+        return []
+    exact = replace(recorded_setup(), reference=CPU, ranks=2)
+    groups = [_group("bfloat16", 1, None, "full", "1.0", "0.2", ranks=2)]
+    groups += [_group("bfloat16", size, 256, "1.0", "0.2", ranks=2) for size in (16, 64)]
+    return [exact, *(row for group in groups for row in (*group, _like(group, graph=False, overlap=False)))]
 
 
 def run_one(setup: Setup, out: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 EXAMPLE_MODEL = Path(__file__).resolve().parents[2] / "examples" / "tinygui" / "model"
@@ -95,6 +96,33 @@ def make_qwen3_vl(folder: Path, *, wide: bool = False) -> Path:
     return _write(folder, Qwen3VLForConditionalGeneration, config, seed=3, processor="Qwen3VLProcessor", patch_size=16)
 
 
+def make_qwen3_vl_moe(folder: Path, *, wide: bool = False) -> Path:
+    """Qwen3-VL with 4 experts in each layer, 2 of which compute a token; otherwise as `make_qwen3_vl`."""
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
+    config = Qwen3VLMoeConfig(
+        text_config={**_text([4, 2, 2], wide, mrope_interleaved=True), **experts},
+        vision_config={
+            "depth": 3, "hidden_size": 32, "out_hidden_size": _size(wide)["hidden_size"], "intermediate_size": 48,
+            "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
+            "num_position_embeddings": 144,
+            "deepstack_visual_indexes": [0, 1, 2],  # three as in published checkpoints, which SGLang takes for granted
+        },
+        tie_word_embeddings=False,
+        **_SPECIAL_IDS,
+    )  # fmt: skip
+    _write(folder, Qwen3VLMoeForConditionalGeneration, config, seed=30, processor="Qwen3VLProcessor", patch_size=16)
+    # Published checkpoints have experts the other way round; transformers reads both, SGLang those.
+    for file in folder.glob("*.safetensors"):
+        weights = {
+            name: value.transpose(1, 2).contiguous() if ".experts." in name else value
+            for name, value in load_file(file).items()
+        }
+        save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
 def make_llama(folder: Path, *, wide: bool = False) -> Path:
     """Llama, a model without vision."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -106,6 +134,7 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "qwen2_vl": make_qwen2_vl,
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
+    "qwen3_vl_moe": make_qwen3_vl_moe,
     "llama": make_llama,
 }
 """Makers by name; each fills a folder and returns it."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +34,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def _run(module: Any, case: dict[str, Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _run(
+    module: Any,
+    case: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    key_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     settings = dict(case)
     pool_width = settings.pop("pool_width", 5)
     batch = Attention.random(**settings, dtype=dtype, device=device)
+    if key_dtype is not None:
+        batch = replace(batch, key_cache=batch.key_cache.to(key_dtype))
     out = torch.full((settings["groups"], sum(settings["lengths"])), float("nan"), device=device)
     result = module.window_scores(
         batch.query,
@@ -63,6 +72,16 @@ def test_kernel_equals_reference(name: str, dtype: torch.dtype, device: torch.de
     # Same inputs and float32 accumulation on both sides, so 16-bit inputs do not loosen the promise much.
     tolerance = torch.float32 if dtype == torch.float32 else torch.float16
     assert_close("scores", got, _run(reference, CASES[name], dtype, device), tolerance)
+
+
+@pytest.mark.parametrize("name", ["mixed-batch", "unobserved-request", "gqa-7-head-dim-128", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_keys_in_8_bits(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """The scores are those of the rounded keys."""
+    eight = torch.float8_e4m3fn
+    got = _run(op, CASES[name], dtype, device, eight)
+    assert_close("scores", got, _run(reference, CASES[name], dtype, device, eight), torch.float16)
+    assert not torch.equal(got, _run(reference, CASES[name], dtype, device))
 
 
 def _log_sums(batch: Attention, head_dim: int) -> torch.Tensor:

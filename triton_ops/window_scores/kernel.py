@@ -29,6 +29,7 @@ def _load_queries(
 @triton.jit
 def _load_keys(
     key_cache,
+    query,
     slots,
     dim,
     in_range,
@@ -38,10 +39,11 @@ def _load_keys(
     HEAD_DIM: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Keys of one group gathered by slot; broadcast `slots` and `dim` to the wanted orientation."""
+    """Keys of one group gathered by slot, in the queries' dtype; broadcast `slots` and `dim` to the orientation."""
     ptrs = key_cache + slots.to(tl.int64) * stride_slot + group * stride_group + dim
     tile = tl.load(ptrs, mask=in_range & (dim < HEAD_DIM), other=0.0)
-    return tile.to(tl.float32) if UPCAST else tile
+    # A pool in 8 bits holds what the tensor cores of the queries' dtype take.
+    return tile.to(tl.float32) if UPCAST else tile.to(query.dtype.element_ty)
 
 
 @triton.jit
@@ -109,7 +111,7 @@ def window_softmax_kernel(
         in_range = key < num_live
         slots = tl.load(kv_indices + first + key, mask=in_range, other=0)
         keys = _load_keys(
-            key_cache, slots[None, :], dim[:, None], in_range[None, :], group, key_stride_slot, key_stride_group,
+            key_cache, query, slots[None, :], dim[:, None], in_range[None, :], group, key_stride_slot, key_stride_group,
             HEAD_DIM, UPCAST,
         )  # fmt: skip
         logits = tl.dot(queries, keys, input_precision="ieee") * scale_log2  # [BLOCK_M, BLOCK_T]
@@ -181,7 +183,7 @@ def window_pool_kernel(
     is_past = (key >= 0) & (key < num_past)
     slots = tl.load(kv_indices + first + key, mask=is_past, other=0)
     keys = _load_keys(
-        key_cache, slots[:, None], dim[None, :], is_past[:, None], group, key_stride_slot, key_stride_group,
+        key_cache, query, slots[:, None], dim[None, :], is_past[:, None], group, key_stride_slot, key_stride_group,
         HEAD_DIM, UPCAST,
     )  # fmt: skip
     attention = tl.zeros([BLOCK_T], tl.float32)

@@ -51,7 +51,7 @@ def window_scores(
     |---|---|---|---|
     | query | [sum w, H, D] | float32, float16, bfloat16 | rotary applied; last dimension contiguous |
     | query_indptr | [R+1] | int32 | window of request r |
-    | key_cache | [num_slots, G, D] | as query | rotary applied; any strides, last dimension contiguous |
+    | key_cache | [num_slots, G, D] | as query, or float8_e4m3fn | rotary applied; last dimension contiguous |
     | kv_indices | [N] | int32, int64 | slot of each live token |
     | kv_indptr | [R+1] | int32 | live tokens of request r |
     | max_window, max_num_live | host int | | at least the largest w and T |
@@ -161,7 +161,7 @@ def _check(
     check_shape("query_indptr", query_indptr, (kv_indptr.shape[0],))
     check_shape("out", out, (key_cache.shape[1], kv_indices.shape[0]))
     check_dtype("query", query, *FLOAT_DTYPES)
-    check_dtype("key_cache", key_cache, query.dtype)
+    check_dtype("key_cache", key_cache, query.dtype, torch.float8_e4m3fn)
     check_dtype("kv_indices", kv_indices, *INT_DTYPES)
     check_dtype("query_indptr", query_indptr, torch.int32)
     check_dtype("kv_indptr", kv_indptr, torch.int32)

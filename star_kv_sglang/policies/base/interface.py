@@ -70,7 +70,8 @@ class Observation:
         budgets: Share of its private visual tokens that each request may keep.
         kv_indptr: int32 [R + 1].
         slots: int64 [N], slot of each live token.
-        keys, values: One pool [num_slots, G, D] for each layer; rotary applied to keys.
+        keys, values: One pool [num_slots, G, D] for each layer; rotary applied to keys. With tensor parallelism a rank
+            has only some key heads in them, while ``attention`` has all.
         frame_offsets: integer [U, N], raster index of each token in its screenshot; U is L, or L * G per head.
         frame_norms: float32 [L, N], what the policy's `Norms` say of each visual token.
         attention: float32 [L, G, N], pooled attention of the observing queries, 0 for the window; [L, 1, N], mean of
@@ -165,6 +166,7 @@ class KVPolicy(ABC, Generic[P]):
         queries: Whose attention it needs.
         split: How screenshots share the budget.
         per_head: Each key head keeps tokens of its own.
+        needs_one_rank: It reads keys or values, or keeps tokens per head: with tensor parallelism a rank has only some.
         norms: What it wants to know of the layers' inputs.
         scores_once: A token's first score is the one to remember where it may be pruned again later: scores of a
             screenshot that has lost tokens do not compare with those of a whole one.
@@ -173,6 +175,7 @@ class KVPolicy(ABC, Generic[P]):
     queries: ClassVar[Queries] = Queries.WINDOW
     split: ClassVar[Split] = Split.BY_SCORE
     per_head: ClassVar[bool] = False
+    needs_one_rank: ClassVar[bool] = False
     norms: ClassVar[Norms] = Norms.NONE
     scores_once: ClassVar[bool] = False
 
