@@ -89,6 +89,14 @@ def test_all_unsupported_options_are_named_together(checkpoint: Callable[[str], 
     assert "--kv-policy full" in str(caught.value)
 
 
+def test_windows_are_not_recognised_without_screenshots_or_a_tokenizer(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("llama"), **STAR, kv_recognise_windows="all", skip_tokenizer_init=True)
+    vision, tokenizer = caught.value.reasons
+    assert "a model without vision" in vision
+    assert "--skip-tokenizer-init" in tokenizer
+
+
 def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[str], Path]) -> None:
     """The page size is looked at when SGLang has resolved its arguments, the type of the cache before."""
     if cpu_mode.is_gpu_present():
