@@ -19,6 +19,8 @@ WINDOW = "window"
 """The policy that prunes nothing but what lies outside of a window over the screenshots."""
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
+NO_MERGE = "none"
+MERGES = (NO_MERGE, "averaged", "pivotal", "weighted")
 DEFAULT_BUDGET = 0.2
 NEVER, ASKED, ALL = RECOGNISES = ("off", "asked", "all")
 """Whether prompts that leave screenshots out are recognised: none, those that ask for it, all but those that refuse."""
@@ -36,6 +38,9 @@ class PolicyConfig:
         frame_floor: Least share of each screenshot that stays, in [0, 1), where screenshots compete by score.
         frame_split: How screenshots share the budget: "score" (their tokens compete), "size" (each keeps the same
             share), or None for the policy's own way.
+        merge: What becomes of the pairs of keys and values that are dropped: "averaged", "pivotal" or "weighted" (each
+            is merged into the kept one of its screenshot with the nearest key), "none" (they are gone), or None for
+            the policy's own way.
         token_budget: Most slots that the private nodes of all branches hold together, or None; then ``budget`` is 1.
         branch_floor: Least share of each branch's screenshots that stays where branches compete, in [0, 1).
         current_last: Where branches compete, the newest screenshot of a running branch is cut only when the rest does
@@ -59,6 +64,7 @@ class PolicyConfig:
     params: PolicyParams | None = None
     frame_floor: float = limited(0.02, SHARE_BELOW_ONE)
     frame_split: str | None = None
+    merge: str | None = None
     token_budget: int | None = None
     branch_floor: float = limited(0.0, SHARE_BELOW_ONE)
     current_last: bool = True
@@ -100,6 +106,8 @@ class PolicyConfig:
         yield from field_problems(self)
         if self.frame_split is not None and self.frame_split not in SPLITS:
             yield f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}"
+        if self.merge is not None and self.merge not in MERGES:
+            yield f"merge {self.merge!r} must be one of {', '.join(MERGES)}"
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):
             yield f"trace_dir {self.trace_dir!r} must be the path of a folder"
         if self.introspection not in MODES:
@@ -124,8 +132,18 @@ class PolicyConfig:
 
     @property
     def needs_one_rank(self) -> bool:
-        """Whether the policy cannot be divided among tensor parallel ranks; imports the policy."""
-        return policy_class(self.policy).needs_one_rank
+        """Whether the policy cannot be divided among tensor parallel ranks; imports the policy.
+
+        What is dropped is merged into what is nearest over all key heads of a layer.
+        """
+        return policy_class(self.policy).needs_one_rank or self.merges
+
+    @property
+    def merges(self) -> bool:
+        """Whether what is dropped is merged into what is kept; imports the policy."""
+        if not self.active:
+            return False
+        return policy_class(self.policy).merge is not None if self.merge is None else self.merge != NO_MERGE
 
     @property
     def active(self) -> bool:

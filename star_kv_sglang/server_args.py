@@ -257,8 +257,14 @@ class StarServerArgs(ServerArgs):
             reasons += compat.reasons_against_recognition(self)
         if resolving_view(self).tp_size > 1 and self.policy_config().needs_one_rank:
             reasons.append(
-                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys, or keeps other "
-                "tokens for each key head, and a rank has some of them only; use another policy, or 1"
+                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys or values, or keeps "
+                "other tokens for each key head, or merges what it drops, and a rank has some of them only; use "
+                "another policy, or 1"
+            )
+        if resolving_view(self).kv_cache_dtype == "fp8_e4m3" and self.policy_config().merges:
+            reasons.append(
+                f"--kv-policy {self.kv_policy} merges what it drops, and --kv-cache-dtype fp8_e4m3: means of numbers "
+                'in 8 bits were never verified; use auto, or add {"merge": "none"} to --kv-policy-config'
             )
         if self.kv_introspection != OFF:
             reasons += compat.reasons_against_introspection(resolving_view(self))

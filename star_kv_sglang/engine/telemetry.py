@@ -45,6 +45,9 @@ def _tell_last(req: Req, kept: Mapping[str, Any]) -> None:
     entries[length - 1] = {**(entries[length - 1] or {}), KEPT: kept}
 
 
+MERGED = "pairs that were dropped have been merged into kept ones, and no mask tells of that"
+
+
 class Telemetry:
     """Counts and tells. What fails here costs nobody anything else.
 
@@ -124,6 +127,9 @@ class Telemetry:
         """Tell the response of a request that has ended what its answer could attend to."""
         with self._faults.guard("telling a response what each layer kept", "it lacks it"):
             req, side = stored.req, self._pools.side
+            if self._prunes and self._pools.merge is not None:
+                _tell_last(req, incomplete(MERGED))
+                return
             sizes = {
                 "num_layers": len(self._pools.keys),
                 "num_units": side.frame_offsets.shape[0],

@@ -24,9 +24,10 @@ def test_every_policy_can_be_chosen(name: str) -> None:
     assert issubclass(policy_class(name), KVPolicy)
 
 
-def test_pyramidkv_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match=r"one page table.*use snapkv"):
-        from_flags("pyramidkv")
+@pytest.mark.parametrize(("name", "instead"), [("pyramidkv", "snapkv"), ("meda", "lookm")])
+def test_budgets_for_each_layer_are_refused_with_the_reason(name: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--kv-policy {name} is not offered: .*one page table.*use {instead}"):
+        from_flags(name)
 
 
 def test_an_unknown_policy_is_refused_with_the_names() -> None:
