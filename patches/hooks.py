@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.arg_groups.overrides import resolving_view
 
 from star_kv_sglang import request_params
+from star_kv_sglang.config import NEVER
 from star_kv_sglang.engine import runtime
 from star_kv_sglang.errors import ConfigError, ReferenceRefusedError, UnknownImagesError
 from star_kv_sglang.images import runtime as images
@@ -126,6 +127,37 @@ def around_scheduler_state(
     return result
 
 
+def around_add_request_to_queue(
+    original: Callable[..., None], scheduler: Scheduler, req: Req, *args: Any, **kwargs: Any
+) -> None:
+    """Recognise which screenshots a request leaves out, so that others know what it shares with them while it waits."""
+    windows = runtime.engine().windows
+    if windows is not None:
+        windows.recognise(req)
+    original(scheduler, req, *args, **kwargs)
+
+
+def around_init_next_round_input(
+    original: Callable[..., None], req: Req, tree_cache: Any = None, *args: Any, **kwargs: Any
+) -> None:
+    """Match a request that leaves screenshots out as its branch has it; a later chunk is matched with nothing."""
+    windows = runtime.engine().windows
+    if windows is None or tree_cache is None:
+        original(req, tree_cache, *args, **kwargs)
+    else:
+        windows.match(req, lambda: original(req, tree_cache, *args, **kwargs))
+
+
+def around_accept(original: Callable[..., None], accumulator: Any, *, req: Req) -> None:
+    """Count what a client sent and what of it was cached, where the engine has put back what the client left out."""
+    windows, num_told = runtime.engine().windows, len(accumulator.prompt_tokens)
+    original(accumulator, req=req)
+    window = None if windows is None else windows.window_of(req)
+    if window is not None and len(accumulator.prompt_tokens) > num_told:
+        accumulator.prompt_tokens[-1] -= window.num_added
+        accumulator.cached_tokens[-1] = max(0, accumulator.cached_tokens[-1] - window.num_added)
+
+
 def around_validate_and_init(
     original: Callable[..., str | None], coordinator: BeamCoordinator, req: Req, *args: Any
 ) -> str | None:
@@ -140,7 +172,10 @@ def after_validate_dllm_request(result: str | None, scheduler: Scheduler, req: R
     del scheduler
     config = runtime.get().config
     return result or request_params.problem_of(
-        req.sampling_params.custom_params, prunes=config.prunes, has_window=config.image_window is not None
+        req.sampling_params.custom_params,
+        prunes=config.prunes,
+        has_window=config.image_window is not None,
+        recognises=config.recognise_windows != NEVER,
     )
 
 

@@ -34,6 +34,7 @@ def _file_of(owner: str) -> str:
 
 
 _REQUESTS = "a request, and what it holds of the pool and the tree"
+_WINDOWS = "prompts that leave screenshots out, and what is told of them"
 _BATCHES = "which requests and positions a forward computes"
 _TREES = "the tree's nodes, sizes and locks, counted in live slots"
 _IMAGES = "where a prompt's screenshots lie"
@@ -60,6 +61,23 @@ READS: tuple[Seam, ...] = (
         "finished cached_tokens",
         _REQUESTS,
     ),
+    *_used(
+        "managers.schedule_batch.Req",
+        "session input_embeds positional_embed_overrides retracted_stain logprob_start_len",
+        _WINDOWS,
+    ),
+    *_used(
+        "managers.schedule_batch.MultimodalInputs",
+        "mrope_positions mrope_position_delta mrope_position_delta_repeated_cache token_modalities",
+        _WINDOWS,
+    ),
+    *_used("managers.scheduler.Scheduler", "tokenizer max_req_len", _WINDOWS),
+    *_used(
+        "managers.scheduler_components.output_streamer._GenerationStreamAccumulator",
+        "prompt_tokens cached_tokens",
+        _WINDOWS,
+    ),
+    _called("mem_cache.radix_cache.RadixKey.raw_token_ids", "(self)", _WINDOWS),
     *_used("managers.schedule_batch.ReqKvInfo", "req_pool_idx cache_protected_len cache_inserted_len", _REQUESTS),
     *_used("sampling.sampling_params.SamplingParams", "custom_params max_new_tokens", "what a request asks for"),
     *_used(

@@ -1,7 +1,9 @@
-"""The pictures of docs/viewer.md: agents on a real server are recorded, and the viewer shows the recording in Chromium.
+"""The pictures of docs/viewer.md and docs/tune.md, taken in Chromium: agents on a real server are recorded, and the
+viewer shows the recording; `star-kv tune` has written its page.
 
     python scripts/docs_pictures.py                    docs/img/view-*.png, from a run that it records itself
     python scripts/docs_pictures.py RUN.jsonl          the same from a recording
+    python scripts/docs_pictures.py --page OUT/tune.html     docs/img/tune-page.png
 
 Needs what `make install` brings and a Chromium browser (scripts/install_browser.sh); a minute or two on a CPU.
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import uvicorn
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from star_kv_sglang.tools.chat import ChatClient
 from star_kv_sglang.tools.rollout.runner import run
@@ -69,6 +71,7 @@ SHOTS = (
     Shot("charts", 1280, 1000, "light", "#charts"),
     Shot("cuts", 1280, 1000, "light", "#cuts-panel"),
 )
+TUNED = Shot("tune-page", 1280, 1000, "light")
 
 
 def record(path: Path) -> None:
@@ -108,13 +111,32 @@ def shown(path: Path) -> Iterator[str]:
         thread.join()
 
 
-def take(path: Path, out: Path, shots: Sequence[Shot] = SHOTS) -> list[Path]:
-    """Take the pictures of a recording; returns their files."""
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser of this machine."""
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
         sys.exit("needs a Chromium browser: bash scripts/install_browser.sh")
-    with shown(path) as url, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def take_page(page_file: Path, out: Path) -> Path:
+    """Take the picture of a page that `star-kv tune` has written, down to the first changed turn; returns its file."""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1000}, color_scheme="light")
+        page.goto(page_file.resolve().as_uri())
+        first = page.locator(".change").first.bounding_box()
+        height = 1000 if first is None else min(2200, round(first["y"] + first["height"]) + 16)
+        page.set_viewport_size({"width": 1280, "height": height})
+        return _shoot(page, TUNED, out / f"{TUNED.name}.png")
+
+
+def take(path: Path, out: Path, shots: Sequence[Shot] = SHOTS) -> list[Path]:
+    """Take the pictures of a recording; returns their files."""
+    with shown(path) as url, chromium() as browser:
         files = []
         for shot in shots:
             page = browser.new_page(
@@ -126,7 +148,6 @@ def take(path: Path, out: Path, shots: Sequence[Shot] = SHOTS) -> list[Path]:
             page.wait_for_timeout(500)
             files.append(_shoot(page, shot, out / f"view-{shot.name}.png"))
             page.close()
-        browser.close()
     return files
 
 
@@ -147,8 +168,13 @@ def main() -> None:
     """Record where nothing was given, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recording", type=Path, nargs="?", help="of `star-kv view --live URL --record FILE`")
+    parser.add_argument("--page", type=Path, help="the page of `star-kv tune`: take its picture alone")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the pictures")
     given = parser.parse_args()
+    if given.page is not None:
+        file = take_page(given.page, given.out)
+        print(f"{file}: {file.stat().st_size:,} bytes")
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = given.recording
         if path is None:

@@ -267,6 +267,23 @@ def reasons_against_introspection(args: Any) -> list[str]:
     return reasons
 
 
+def reasons_against_recognition(args: StarServerArgs) -> list[str]:
+    """Set-ups in which nobody could tell which screenshots a prompt leaves out, read when all is resolved."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
+
+    reasons = []
+    if not model_config_of(args).is_multimodal:
+        reasons.append("--kv-recognise-windows with a model without vision: it is shown no screenshots; drop it")
+    if resolved_view(args).tp_size > 1:
+        reasons.append("--kv-recognise-windows with tensor parallelism (--tp-size): never tried; drop it, or use 1")
+    if resolved_view(args).skip_tokenizer_init:
+        reasons.append(
+            "--kv-recognise-windows with --skip-tokenizer-init: the tokenizer tells which token begins a message; drop "
+            "one of them"
+        )
+    return reasons
+
+
 def reasons_after_resolution(args: StarServerArgs) -> list[str]:
     """Reasons that show once SGLang has read the model's configuration and resolved its defaults."""
     from sglang.srt.arg_groups.overrides import (

@@ -19,7 +19,11 @@ WINDOW = "window"
 """The policy that prunes nothing but what lies outside of a window over the screenshots."""
 POLICIES = (FULL, *policy_names())
 SPLITS = ("score", "size")
+NO_MERGE = "none"
+MERGES = (NO_MERGE, "averaged", "pivotal", "weighted")
 DEFAULT_BUDGET = 0.2
+NEVER, ASKED, ALL = RECOGNISES = ("off", "asked", "all")
+"""Whether prompts that leave screenshots out are recognised: none, those that ask for it, all but those that refuse."""
 IMAGE_WINDOW_MEANING = "the newest screenshots of a branch that its window holds; leave it out to hold all"
 
 
@@ -34,6 +38,9 @@ class PolicyConfig:
         frame_floor: Least share of each screenshot that stays, in [0, 1), where screenshots compete by score.
         frame_split: How screenshots share the budget: "score" (their tokens compete), "size" (each keeps the same
             share), or None for the policy's own way.
+        merge: What becomes of the pairs of keys and values that are dropped: "averaged", "pivotal" or "weighted" (each
+            is merged into the kept one of its screenshot with the nearest key), "none" (they are gone), or None for
+            the policy's own way.
         token_budget: Most slots that the private nodes of all branches hold together, or None; then ``budget`` is 1.
         branch_floor: Least share of each branch's screenshots that stays where branches compete, in [0, 1).
         current_last: Where branches compete, the newest screenshot of a running branch is cut only when the rest does
@@ -45,6 +52,9 @@ class PolicyConfig:
         image_window: How many of a branch's newest screenshots its window holds, or None for all; private ones before
             them keep ``window_rest``.
         window_rest: Share of the private screenshots outside of the window, all together, that stays, in [0, 1).
+        recognise_windows: Which prompts that leave screenshots out are served from the branch that has them: "off" for
+            none, "asked" for those that ask for it, "all" for all but those that refuse.
+        window_placeholder: The text that clients send in the place of a screenshot which they leave out, or None.
         trace_dir: Folder that receives one ``.npz`` file for each pruned segment, or None.
         introspection: What the server shows of its tree: "off", "tree", or "content", with what clients sent.
     """
@@ -54,6 +64,7 @@ class PolicyConfig:
     params: PolicyParams | None = None
     frame_floor: float = limited(0.02, SHARE_BELOW_ONE)
     frame_split: str | None = None
+    merge: str | None = None
     token_budget: int | None = None
     branch_floor: float = limited(0.0, SHARE_BELOW_ONE)
     current_last: bool = True
@@ -62,6 +73,8 @@ class PolicyConfig:
     shrink_before_evict: bool = True
     image_window: int | None = None
     window_rest: float = limited(0.0, SHARE_BELOW_ONE)
+    recognise_windows: str = NEVER
+    window_placeholder: str | None = None
     trace_dir: str | None = None
     introspection: str = OFF
 
@@ -89,13 +102,29 @@ class PolicyConfig:
             )
         if self.image_window is not None:
             yield from COUNT.problems("--kv-image-window", self.image_window, IMAGE_WINDOW_MEANING)
+        yield from self._problems_of_recognition()
         yield from field_problems(self)
         if self.frame_split is not None and self.frame_split not in SPLITS:
             yield f"frame_split {self.frame_split!r} must be one of {', '.join(SPLITS)}"
+        if self.merge is not None and self.merge not in MERGES:
+            yield f"merge {self.merge!r} must be one of {', '.join(MERGES)}"
         if self.trace_dir is not None and not isinstance(self.trace_dir, str):
             yield f"trace_dir {self.trace_dir!r} must be the path of a folder"
         if self.introspection not in MODES:
             yield f"--kv-introspection {self.introspection!r} must be one of {', '.join(MODES)}"
+
+    def _problems_of_recognition(self) -> Iterator[str]:
+        if self.recognise_windows not in RECOGNISES:
+            yield f"--kv-recognise-windows {self.recognise_windows!r} must be one of {', '.join(RECOGNISES)}"
+        elif self.recognise_windows != NEVER and not self.prunes:
+            yield (
+                f"--kv-recognise-windows {self.recognise_windows} needs a policy that prunes, as what is left out is "
+                "to go; use --kv-policy window, or a budget below 1"
+            )
+        if self.window_placeholder is not None and self.recognise_windows == NEVER:
+            yield "--kv-window-placeholder is read where windows are recognised; add --kv-recognise-windows all"
+        if self.window_placeholder is not None and not self.window_placeholder.strip():
+            yield f"--kv-window-placeholder {self.window_placeholder!r} must be a text"
 
     def chosen_params(self) -> PolicyParams:
         """The policy's parameters, its defaults where nobody chose; imports the policy."""
@@ -103,8 +132,18 @@ class PolicyConfig:
 
     @property
     def needs_one_rank(self) -> bool:
-        """Whether the policy cannot be divided among tensor parallel ranks; imports the policy."""
-        return policy_class(self.policy).needs_one_rank
+        """Whether the policy cannot be divided among tensor parallel ranks; imports the policy.
+
+        What is dropped is merged into what is nearest over all key heads of a layer.
+        """
+        return policy_class(self.policy).needs_one_rank or self.merges
+
+    @property
+    def merges(self) -> bool:
+        """Whether what is dropped is merged into what is kept; imports the policy."""
+        if not self.active:
+            return False
+        return policy_class(self.policy).merge is not None if self.merge is None else self.merge != NO_MERGE
 
     @property
     def active(self) -> bool:
@@ -136,6 +175,8 @@ class PolicyConfig:
         observation_window: int | None,
         policy_config: str | None,
         image_window: int | None = None,
+        recognise_windows: str = NEVER,
+        window_placeholder: str | None = None,
         introspection: str = OFF,
     ) -> PolicyConfig:
         """Build the configuration from the command line's values.
@@ -143,8 +184,8 @@ class PolicyConfig:
         Raises:
             ConfigError: A value is out of range, unknown, or contradicts another.
         """
-        others = (observation_window, policy_config, image_window)
-        _refuse_contradictions(policy, budget, token_budget, others, introspection=introspection)
+        others = (observation_window, policy_config, image_window, window_placeholder)
+        _refuse_contradictions(policy, budget, token_budget, others, recognise_windows, introspection=introspection)
         extra = dict(read_mapping(policy_config)) if policy_config is not None else {}
         if observation_window is not None:
             if "observation_window" in extra:
@@ -153,7 +194,7 @@ class PolicyConfig:
                 )
             extra["observation_window"] = observation_window
         shared = {name: extra.pop(name) for name in SHARED_KEYS if name in extra}
-        clash = sorted({"budget", "token_budget", "image_window"} & set(extra))
+        clash = sorted(WITH_A_FLAG & set(extra))
         if clash:
             raise ConfigError(f"--kv-policy-config must not hold {', '.join(clash)}: use the flag of that name")
         params, problems = None, []
@@ -168,6 +209,8 @@ class PolicyConfig:
                 budget=_default_budget(policy, token_budget) if budget is None else budget,
                 token_budget=token_budget,
                 image_window=image_window,
+                recognise_windows=recognise_windows,
+                window_placeholder=window_placeholder,
                 params=params,
                 introspection=introspection,
                 **shared,
@@ -179,24 +222,30 @@ class PolicyConfig:
         return made
 
 
+WITH_A_FLAG = {"budget", "token_budget", "image_window", "recognise_windows", "window_placeholder"}
 SHARED_KEYS = tuple(
-    sorted(
-        {field.name for field in fields(PolicyConfig)}
-        - {"policy", "budget", "token_budget", "image_window", "params", "introspection"}
-    )
+    sorted({field.name for field in fields(PolicyConfig)} - WITH_A_FLAG - {"policy", "params", "introspection"})
 )
 """What ``--kv-policy-config`` takes with every policy."""
 
 
 def _refuse_contradictions(
-    policy: str, budget: float | None, token_budget: int | None, others: tuple[object, ...], *, introspection: str
+    policy: str,
+    budget: float | None,
+    token_budget: int | None,
+    others: tuple[object, ...],
+    recognise_windows: str,
+    *,
+    introspection: str,
 ) -> None:
     if budget is not None and token_budget is not None:
         raise ConfigError("--kv-budget and --kv-token-budget are two ways to bound the same memory: give one of them")
-    if policy == FULL and any(value is not None for value in (budget, token_budget, *others)):
+    given = any(value is not None for value in (budget, token_budget, *others))
+    if policy == FULL and (given or recognise_windows != NEVER):
         raise ConfigError(
-            "--kv-budget, --kv-token-budget, --kv-image-window, --kv-observation-window and --kv-policy-config need a "
-            "policy that prunes; add --kv-policy star or drop them"
+            "--kv-budget, --kv-token-budget, --kv-image-window, --kv-recognise-windows, --kv-window-placeholder, "
+            "--kv-observation-window and --kv-policy-config need a policy that prunes; add --kv-policy star or drop "
+            "them"
         )
     if policy == FULL and introspection != OFF:
         raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from star_kv_sglang.config import FULL, POLICIES, PolicyConfig
+from star_kv_sglang.config import FULL, NEVER, POLICIES, PolicyConfig
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.introspection.protocol import OFF
 from star_kv_sglang.limits import WHOLE
@@ -77,6 +77,20 @@ FLAGS: Final = (
         "and the prefix stays. Default: all of them.",
     ),
     Flag(
+        "kv_recognise_windows",
+        str,
+        "off, asked or all",
+        "WHICH",
+        "Which prompts that leave screenshots out are served from the branch that has them. Default: off.",
+    ),
+    Flag(
+        "kv_window_placeholder",
+        str,
+        "a text",
+        "TEXT",
+        "What clients send in the place of a screenshot that they leave out.",
+    ),
+    Flag(
         "kv_observation_window",
         int,
         "a whole number, 1 or more",
@@ -133,6 +147,8 @@ def config_of(given: Mapping[str, str]) -> PolicyConfig:
         token_budget=values.get("kv_token_budget"),
         observation_window=values.get("kv_observation_window"),
         image_window=values.get("kv_image_window"),
+        recognise_windows=values.get("kv_recognise_windows", NEVER),
+        window_placeholder=values.get("kv_window_placeholder"),
         policy_config=values.get("kv_policy_config"),
         introspection=values.get("kv_introspection", OFF),
     )

@@ -36,6 +36,8 @@ class RequestParams:
             for the server's.
         window_rest: Share of the private screenshots before them, all together, that stays, in [0, 1)
             (``kv_window_rest``); None for the server's.
+        recognise_window: It is served from the branch that has the screenshots which it leaves out
+            (``kv_recognise_window``); None for the server's way.
         trace: Its prunes are written to ``trace_dir``, where the server has one (``kv_trace``).
         return_kept: Its answer comes with what each layer kept at each prune that it has seen (``kv_return_kept``).
     """
@@ -44,6 +46,7 @@ class RequestParams:
     budget: float | None = None
     image_window: int | None = None
     window_rest: float | None = None
+    recognise_window: bool | None = None
     trace: bool = True
     return_kept: bool = False
 
@@ -66,18 +69,22 @@ class RequestParams:
             budget=_share(given.get("kv_budget")),
             image_window=given.get("kv_image_window"),
             window_rest=_share(given.get("kv_window_rest")),
+            recognise_window=given.get("kv_recognise_window"),
             trace=given.get("kv_trace", cls.trace),
             return_kept=given.get("kv_return_kept", cls.return_kept),
         )
 
 
-def problem_of(custom_params: Any, *, prunes: bool = True, has_window: bool = False) -> str | None:
+def problem_of(
+    custom_params: Any, *, prunes: bool = True, has_window: bool = False, recognises: bool = True
+) -> str | None:
     """What is wrong with a request's ``custom_params``, for its client; None where nothing is.
 
     Args:
         custom_params: As the request brings them.
         prunes: The server's policy observes prompts and prunes.
         has_window: The server has a window for requests that name none.
+        recognises: The server remembers what it takes to recognise a window.
     """
     try:
         params = RequestParams.of(custom_params)
@@ -90,6 +97,16 @@ def problem_of(custom_params: Any, *, prunes: bool = True, has_window: bool = Fa
         )
     if params.window_rest is not None and params.image_window is None and not has_window:
         return "kv_window_rest is of a window, and there is none; say kv_image_window beside it"
+    if params.recognise_window and not recognises:
+        return (
+            "kv_recognise_window: this server remembers no messages, so that it cannot tell which screenshots are left "
+            "out; it is to be started with --kv-recognise-windows asked, or all"
+        )
+    if params.recognise_window and params.return_kept:
+        return (
+            "kv_return_kept tells positions, and with kv_recognise_window these are not those of the prompt that was "
+            "sent; drop one of them"
+        )
     return None
 
 
@@ -220,6 +237,11 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
         SHARE_BELOW_ONE.holds,
         f"{SHARE_BELOW_ONE}: the share of the private screenshots before the window that stays; leave it out for the "
         "server's",
+    ),
+    "kv_recognise_window": (
+        _is_bool,
+        "true or false: whether screenshots that this prompt leaves out are looked for in the cache; leave it out for "
+        "the server's way",
     ),
     "kv_trace": (_is_bool, "true or false: whether what is pruned of this prompt is written to trace_dir"),
     "kv_return_kept": (_is_bool, "true or false: whether the answer comes with what each layer kept of its prompt"),

@@ -29,7 +29,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang.srt.utils import get_device_memory_capacity
 
 from star_kv_sglang import compat
-from star_kv_sglang.config import FULL, PolicyConfig
+from star_kv_sglang.config import FULL, NEVER, PolicyConfig
 from star_kv_sglang.errors import ConfigError, StarKVError, UnsupportedSetupError
 from star_kv_sglang.flags import HELP
 from star_kv_sglang.images.embeddings import embedding_cache_mb
@@ -155,6 +155,14 @@ class StarServerArgs(ServerArgs):
         Optional[int],  # noqa: UP045
         Arg(help=HELP["kv_image_window"]),
     ] = None
+    kv_recognise_windows: Annotated[
+        str,
+        Arg(help=HELP["kv_recognise_windows"]),
+    ] = NEVER
+    kv_window_placeholder: Annotated[
+        Optional[str],  # noqa: UP045
+        Arg(help=HELP["kv_window_placeholder"]),
+    ] = None
     kv_observation_window: Annotated[
         Optional[int],  # noqa: UP045
         Arg(help=HELP["kv_observation_window"]),
@@ -180,6 +188,8 @@ class StarServerArgs(ServerArgs):
             token_budget=self.kv_token_budget,
             observation_window=self.kv_observation_window,
             image_window=self.kv_image_window,
+            recognise_windows=self.kv_recognise_windows,
+            window_placeholder=self.kv_window_placeholder,
             policy_config=self.kv_policy_config,
             introspection=self.kv_introspection,
         )
@@ -243,10 +253,18 @@ class StarServerArgs(ServerArgs):
                 raise UnsupportedSetupError(early) from None
             raise
         reasons = list(dict.fromkeys([*early, *compat.reasons_after_resolution(self)]))
+        if self.kv_recognise_windows != NEVER:
+            reasons += compat.reasons_against_recognition(self)
         if resolving_view(self).tp_size > 1 and self.policy_config().needs_one_rank:
             reasons.append(
-                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys, or keeps other "
-                "tokens for each key head, and a rank has some of them only; use another policy, or 1"
+                f"--kv-policy {self.kv_policy} with tensor parallelism (--tp-size): it reads keys or values, or keeps "
+                "other tokens for each key head, or merges what it drops, and a rank has some of them only; use "
+                "another policy, or 1"
+            )
+        if resolving_view(self).kv_cache_dtype == "fp8_e4m3" and self.policy_config().merges:
+            reasons.append(
+                f"--kv-policy {self.kv_policy} merges what it drops, and --kv-cache-dtype fp8_e4m3: means of numbers "
+                'in 8 bits were never verified; use auto, or add {"merge": "none"} to --kv-policy-config'
             )
         if self.kv_introspection != OFF:
             reasons += compat.reasons_against_introspection(resolving_view(self))

@@ -20,6 +20,8 @@ from star_kv_sglang.cache.sharing import Sharing
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 
+    from star_kv_sglang.cache.message_index import MessageIndex
+
 
 class HoledTree(RadixCache):
     """RadixCache whose nodes may hold fewer slots than positions.
@@ -32,6 +34,7 @@ class HoledTree(RadixCache):
         sharing: Who uses what of the tree.
         keeps_histories: A request has asked for what its prompts keep: some nodes remember it.
         prune_time: Prunes of such nodes so far.
+        messages: Where messages are complete, for prompts that leave some out; set before the first request.
     """
 
     def __init__(self, params: CacheInitParams, ledger: SegmentLedger | None = None) -> None:
@@ -39,6 +42,7 @@ class HoledTree(RadixCache):
         self.keeps_histories = False
         self.prune_time = 0
         self.ledger = ledger
+        self.messages: MessageIndex | None = None
         self.sharing = Sharing(self._extras, page_size=params.page_size, ledger=ledger)
         super().__init__(params)
 
@@ -50,6 +54,8 @@ class HoledTree(RadixCache):
         self.sharing.clear()
         if self.ledger is not None:
             self.ledger.clear()
+        if self.messages is not None:
+            self.messages.clear()
 
     def extra(self, node: TreeNode) -> NodeExtra:
         """The side record of a node of this tree."""
@@ -172,6 +178,8 @@ class HoledTree(RadixCache):
         upper = extra.split(extra.start + split_len, self.page_size)
         node: TreeNode = super()._split_node(key, child, split_len)
         self._extras[node] = upper
+        if self.messages is not None:
+            self.messages.moved(upper.marks or (), node)
         if self.ledger is not None:
             self.ledger.moved(upper.segments, node)
             # A segment that was cut is two new ones.
@@ -187,6 +195,8 @@ class HoledTree(RadixCache):
     def _delete_leaf(self, node: TreeNode) -> None:
         super()._delete_leaf(node)
         extra = self._extras.pop(node)
+        if self.messages is not None:
+            self.messages.removed(extra.marks or ())
         self.evictable_size_ += extra.num_holes
         self.sharing.removed(node, extra)
 

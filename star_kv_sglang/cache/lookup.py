@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 
+    from star_kv_sglang.cache.holed_tree import HoledTree
     from star_kv_sglang.cache.radix_cache import StarRadixCache
 
 
@@ -33,3 +35,13 @@ def nodes_along(tree: StarRadixCache, key: RadixKey) -> list[TreeNode]:
 def held_length(tree: StarRadixCache, key: RadixKey) -> int:
     """How much of ``key`` lies in the tree, sealed or not."""
     return sum(matched for _, matched in descend(tree, key.page_aligned(tree.page_size)))
+
+
+def ids_of_path(tree: HoledTree, last: TreeNode, length: int) -> array[int]:
+    """The first ids of the path to a node, in which they end."""
+    *path, end = tree.path(last)
+    ids = array("q")
+    for node in path:
+        ids += node.key.raw_token_ids()
+    ids += end.key.raw_token_ids()[: length - len(ids)]
+    return ids

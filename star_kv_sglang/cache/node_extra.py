@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from star_kv_sglang.algorithm.state import TrajectoryState
+    from star_kv_sglang.cache.message_index import Mark
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class NodeExtra:
         computed: When its tokens were computed; empty where nobody has told.
         keeps_history: What its segments keep from now on is remembered: a request asked for it (``kv_return_kept``).
         histories: Of segments that were never pruned without it, by their first position.
+        marks: Where messages are complete in it, in order; None where nobody has looked.
+        lost: First positions of screenshots that were pruned because a client has left them out of a later prompt.
     """
 
     start: int
@@ -57,6 +60,8 @@ class NodeExtra:
     computed: Marks = ()
     keeps_history: bool = False
     histories: dict[int, SegmentHistory] = field(default_factory=dict)
+    marks: list[Mark] | None = None
+    lost: set[int] = field(default_factory=set)
 
     @property
     def num_users(self) -> int:
@@ -90,6 +95,7 @@ class NodeExtra:
             num_cuts=self.num_cuts,
             computed=self.computed,
             keeps_history=self.keeps_history,
+            lost=set(self.lost),
         )
         lower: list[Segment] = []
         for segment in self.segments:
@@ -102,6 +108,9 @@ class NodeExtra:
         # A pruned segment is never split, and no other has a history.
         upper.histories = {start: history for start, history in self.histories.items() if start < position}
         self.histories = {start: history for start, history in self.histories.items() if start >= position}
+        if self.marks is not None:
+            upper.marks = [mark for mark in self.marks if mark.message.end < position]
+            self.marks = self.marks[len(upper.marks) :]
         self.start = position
         self.segments = lower
         self.num_holes -= upper.num_holes

@@ -15,7 +15,7 @@ from http.client import HTTPException
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from star_kv_sglang.config import WINDOW, PolicyConfig
+from star_kv_sglang.config import NEVER, WINDOW, PolicyConfig
 
 _DEFAULT_PORT: Final = "30000"
 _LAST_PORT: Final = 65_535
@@ -86,6 +86,8 @@ def policy_line(config: PolicyConfig) -> str:
         words.append(f"window of {config.image_window} screenshots")
     elif config.policy == WINDOW:
         words.append("as requests ask (kv_image_window)")
+    if config.recognise_windows != NEVER:
+        words.append(f"windows of clients recognised ({config.recognise_windows})")
     return ", ".join(words)
 
 

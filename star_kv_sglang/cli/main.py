@@ -35,6 +35,7 @@ SUBCOMMANDS: Final = (
     Subcommand("doctor", "Check Python, SGLang, the plugin, the device and the hooks.", False),
     Subcommand("rollout", "Run branches of a GUI agent on a server: tokens in the pool, accuracy, time.", True),
     Subcommand("eval", "Measure accuracy under a policy and a budget.", True),
+    Subcommand("tune", "Replay your own recordings under policies and budgets; says which to serve with.", True),
     Subcommand("bench", "Measure time and memory.", True),
     Subcommand("view", "Show the tree of a server, live or recorded; draw kept tokens on a screenshot.", True),
     Subcommand("replay", "Drive the production scorer with a recorded file and compare with its results.", True),

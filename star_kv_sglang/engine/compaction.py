@@ -15,6 +15,8 @@ from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.cache.side_pools import SidePools
 from star_kv_sglang.engine.faults import committing
 from star_kv_sglang.engine.kept import remember
+from star_kv_sglang.engine.merging import merge_dropped
+from star_kv_sglang.policies.base.interface import Merge
 from star_kv_sglang.triton_ops.pools import PoolTable
 
 if TYPE_CHECKING:
@@ -33,12 +35,14 @@ class KVPools:
         values: Likewise.
         side: The scorer's own records.
         per_head: Every key head keeps tokens of its own.
+        merge: What becomes of pairs that are dropped; None: they are gone.
     """
 
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
     side: SidePools
     per_head: bool = False
+    merge: Merge | None = None
 
     @cached_property
     def table(self) -> PoolTable:
@@ -103,13 +107,13 @@ def prune_targets(
     """
     spans = list(pairwise(accumulate((target.segment.num_live for target in targets), initial=0)))
     ranges = torch.tensor(spans, dtype=torch.int32).to(slots.device, non_blocking=True)
-    quotas = torch.tensor([target.num_keep for target in targets], dtype=torch.int32).to(
-        slots.device, non_blocking=True
-    )
+    num_keep = [target.num_keep for target in targets]
+    quotas = torch.tensor(num_keep, dtype=torch.int32).to(slots.device, non_blocking=True)
     table = pools.table
     remembered = remember(tree, targets, kept)
     # From here on tokens move: whatever fails leaves some where nobody looks for them.
     with committing():
+        merge_dropped(pools, slots, spans, num_keep, kept)
         ops.compact(table, slots, ranges, quotas, kept)
         freed = tree.punch_all([(target.node, target.segment, target.num_keep) for target in targets])
         if remembered is not None:

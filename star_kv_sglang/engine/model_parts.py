@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from star_kv_sglang.cache.side_pools import SidePools
-from star_kv_sglang.config import PolicyConfig
+from star_kv_sglang.config import NO_MERGE, PolicyConfig
 from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.memory import MemoryPlan
 from star_kv_sglang.engine.observer import Observer
 from star_kv_sglang.engine.ranks import Ranks
-from star_kv_sglang.policies.base.interface import KVPolicy, Norms
+from star_kv_sglang.policies.base.interface import KVPolicy, Merge, Norms
 from star_kv_sglang.triton_ops.dispatch import default_ops
 
 if TYPE_CHECKING:
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
 
 logger = logging.getLogger(__name__)
+
+
+def merge_of(config: PolicyConfig, policy: KVPolicy[Any]) -> Merge | None:
+    """What becomes of pairs that are dropped: what the configuration says, or else the policy."""
+    if config.merge is None:
+        return policy.merge
+    return None if config.merge == NO_MERGE else Merge(config.merge)
 
 
 class ModelParts:
@@ -68,7 +75,8 @@ class ModelParts:
         num_slots, num_groups = keys[0].shape[:2]
         kinds = memory.side_pools(keys[0].dtype, num_groups=num_groups)
         side = SidePools.allocate(len(keys), num_slots, device=keys[0].device, **kinds)
-        pools, ops = KVPools(keys, values, side, per_head=policy.per_head), default_ops(keys[0].device)
+        pools = KVPools(keys, values, side, per_head=policy.per_head, merge=merge_of(config, policy))
+        ops = default_ops(keys[0].device)
         observer = Observer(
             pools,
             policy.pool_width,

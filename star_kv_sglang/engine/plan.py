@@ -144,6 +144,7 @@ def plan_request(
     peer_prefix_len: int,
     queries: Queries = Queries.WINDOW,
     image_window: ImageWindow = WHOLE_HISTORY,
+    left_out: frozenset[int] = frozenset(),
 ) -> RequestPlan:
     """Plan one request.
 
@@ -160,6 +161,7 @@ def plan_request(
         peer_prefix_len: Longest prefix in common with a request that waits or is in flight.
         queries: Whose attention the policy wants.
         image_window: Screenshots before it are dropped.
+        left_out: First positions of screenshots that its client has left out: nothing of the budget is theirs.
     """
     in_tree = req.kv.cache_protected_len
     known = [segment for node in path for segment in tree.extra(node).segments]
@@ -174,7 +176,8 @@ def plan_request(
         for f in shown
     )
     segments = _private_segments(tree, req, path, shown, end, peer_prefix_len) if window else ()
-    num_outside = image_window.num_outside(frames, segments)
+    segments = tuple(segment for segment in segments if segment.frame.start not in left_out)
+    num_outside = image_window.num_outside([frame for frame in frames if frame.start not in left_out], segments)
     outside, inside = none_apart(segments[:num_outside]), segments[num_outside:]
     quota, quota_outside = visual_quota(inside, budget), visual_quota(outside, image_window.rest)
     return RequestPlan(

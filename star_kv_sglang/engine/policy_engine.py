@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from star_kv_sglang.cache.radix_cache import CacheListener, StarRadixCache, Stored
+from star_kv_sglang.config import NEVER
 from star_kv_sglang.engine.context import EngineContext
 from star_kv_sglang.engine.introspection import Introspection
 from star_kv_sglang.engine.kept import note_stored
@@ -17,6 +18,7 @@ from star_kv_sglang.engine.scoring import Scoring
 from star_kv_sglang.engine.sharing import PromptSharing
 from star_kv_sglang.engine.telemetry import Telemetry
 from star_kv_sglang.engine.tree_memory import TreeMemory
+from star_kv_sglang.engine.window_recognition import WindowRecognition
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,10 @@ class PolicyEngine(CacheListener):
         self._pruning = Pruning(context, self._requests, self._sharing, self._telemetry)
         self._memory = TreeMemory(context, self._requests, self._sharing)
         self._introspection = Introspection(context)
+        self.windows: WindowRecognition | None = None
+        """Recognises prompts that leave screenshots out, where the server does."""
+        if context.config.recognise_windows != NEVER:
+            self.windows = WindowRecognition(context, self._requests, self._sharing, self._telemetry, scheduler)
         self._waits = False
         """A prompt of the batch whose results come in was scored: no forward is in flight until the next one begins."""
         context.tree.listener = self
@@ -58,12 +64,17 @@ class PolicyEngine(CacheListener):
             for req in batch.reqs:
                 if req not in decoding:
                     self._sharing.scheduled(req)
+                    if self.windows is not None:
+                        self.windows.scheduled(req)
 
     def begin_batch(self, batch: ScheduleBatch) -> BatchPlan | None:
         """A forward is about to begin; returns the plan of a prefill that is to be scored."""
         if not self._prunes:
             return None
         self._waits = False
+        if self.windows is not None:
+            # Where SGLang does not look ahead, nobody has told of the batch before.
+            self.note_scheduled(batch)
         self._telemetry.note_private_size()
         return self._scoring.begin(batch)
 
@@ -90,6 +101,8 @@ class PolicyEngine(CacheListener):
     def on_stored(self, tree: StarRadixCache, stored: Stored) -> None:
         """A request has stored a chunk, its prompt, or itself: at the prompt's end, prune and tell."""
         self._label(tree, stored)
+        if self.windows is not None:
+            self.windows.note(tree, stored)
         record = self._requests.of(stored.req)
         asks = record.params.return_kept
         if self._prunes:
@@ -103,7 +116,7 @@ class PolicyEngine(CacheListener):
             # With a token budget the next step waits for this one's result: no row of a running request is in use. The
             # batch's last prompt may be one that was left whole.
             self._memory.hold_budget(self._requests.running())
-        self._telemetry.tell(stored)
+        self._telemetry.tell(stored, None if self.windows is None else self.windows.window_of(stored.req))
         if asks and not stored.has_row:
             self._telemetry.tell_kept(stored, record)
         self._telemetry.publish()
@@ -136,6 +149,8 @@ class PolicyEngine(CacheListener):
                 record.computed.put_back(self._context.tree, path, req)
             elif record.params.return_kept and req.finished():
                 self._telemetry.tell_nothing_kept(req)
+        if self.windows is not None:
+            self.windows.released(req)
         self._requests.release(req)
         self._sharing.released()
         self._memory.hold_budget(())

@@ -131,4 +131,5 @@ class Pruning:
             counters.num_prunes += 1
             counters.num_pruned_tokens += pruned.num_freed
         budget = self._context.budget_of(record.params)
-        self._telemetry.write_trace(stored, record, pruned.segments, parts.pools.side, budget)
+        end = len(stored.req.origin_input_ids)
+        self._telemetry.write_trace(stored.req, record, pruned.segments, parts.pools.side, budget, after=end)

@@ -52,6 +52,7 @@ class RequestRecord:
         frames: Its screenshots in order, read once: SGLang drops its inputs when it ends. Empty where reading failed.
         knows_frames: They were read.
         params: What it says of itself.
+        left_out: First positions of the screenshots among them that its client has left out of its prompt.
         placed_from: Position from which on its last forward has told the side pools what each slot holds of a
             screenshot, and what every layer was given of it; None where it has not, because planning or observing it
             failed.
@@ -67,6 +68,7 @@ class RequestRecord:
     frames: tuple[Frame, ...]
     params: RequestParams
     knows_frames: bool = True
+    left_out: frozenset[int] = frozenset()
     placed_from: int | None = None
     in_flight: bool = False
     running: bool = False

@@ -121,6 +121,7 @@ class Scoring:
             peer_prefix_len=self._sharing.peer_prefix_len(req) if record.frames and is_last_chunk else 0,
             queries=self._policy.queries,
             image_window=self._context.window_of(record.params),
+            left_out=record.left_out,
         )
 
     def _score(self, plan: BatchPlan, slots: torch.Tensor, indptr: torch.Tensor) -> None:

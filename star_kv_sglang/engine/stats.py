@@ -44,6 +44,9 @@ class PolicyCounters:
         num_recency_fallbacks: Prompts whose scores were no numbers, so that their newest tokens were kept.
         num_pins: Prompts whose prefix is kept whole, because they asked for it or for no token.
         num_refused_pins: Prompts whose prefix is not, because all that is kept so would be too much of the pool.
+        num_recognised_windows: Prompts that had left screenshots out and were served from the branch that has them.
+        num_left_out_images: Screenshots that these prompts had left out.
+        num_undone_windows: Times that such a branch had gone, so that the prompt was computed as it came.
         peak_private_tokens: Most slots that private nodes held when a forward began.
     """
 
@@ -67,6 +70,9 @@ class PolicyCounters:
     num_recency_fallbacks: int = 0
     num_pins: int = 0
     num_refused_pins: int = 0
+    num_recognised_windows: int = 0
+    num_left_out_images: int = 0
+    num_undone_windows: int = 0
     peak_private_tokens: int = 0
 
 

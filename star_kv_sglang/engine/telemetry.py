@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from star_kv_sglang.cache.segments import Segment
     from star_kv_sglang.cache.side_pools import SidePools
     from star_kv_sglang.engine.records import RequestRecord
+    from star_kv_sglang.engine.window_recognition import RecognisedWindow
 
 META_INFO = "star_kv"
 """Key of a response's ``meta_info``."""
+WINDOW = "window"
+"""Key in it of what a recognised window left out."""
 
 
 def _tell_last(req: Req, kept: Mapping[str, Any]) -> None:
@@ -40,6 +43,9 @@ def _tell_last(req: Req, kept: Mapping[str, Any]) -> None:
     entries = req.customized_info.setdefault(META_INFO, [])
     entries += [None] * (length - len(entries))
     entries[length - 1] = {**(entries[length - 1] or {}), KEPT: kept}
+
+
+MERGED = "pairs that were dropped have been merged into kept ones, and no mask tells of that"
 
 
 class Telemetry:
@@ -93,29 +99,37 @@ class Telemetry:
         with self._faults.guard("counting what was kept", "its figures are incomplete"):
             self._kept.note(self._tree, stored.path, record.frames)
 
-    def tell(self, stored: Stored) -> None:
-        """Tell the response of a request about its prompt."""
+    def tell(self, stored: Stored, window: RecognisedWindow | None) -> None:
+        """Tell the response of a request about its prompt, and about what its client has left out of it."""
         with self._faults.guard("telling a response what was kept", "it lacks it"):
-            self._tell(stored)
+            self._tell(stored, window)
 
-    def _tell(self, stored: Stored) -> None:
-        req = stored.req
+    def _tell(self, stored: Stored, window: RecognisedWindow | None) -> None:
+        req, num_added = stored.req, 0 if window is None else window.num_added
         if req.customized_info is None:
             req.customized_info = {}
         if META_INFO not in req.customized_info:
             # What SGLang asks itself to see whether it lives is nobody's turn.
             if not req.rid.startswith(HEALTH_CHECK_RID_PREFIX):
                 self._counters.num_prompts += 1
-                self._counters.num_prompt_tokens += len(req.origin_input_ids)
-                self._counters.num_cached_prompt_tokens += req.cached_tokens
+                self._counters.num_prompt_tokens += len(req.origin_input_ids) - num_added
+                self._counters.num_cached_prompt_tokens += max(0, req.cached_tokens - num_added)
             use = RequestUse.of(self._tree, stored.path, len(req.origin_input_ids))
             # One entry for each output token: this one comes with the first.
-            req.customized_info[META_INFO] = [asdict(use)]
+            told = asdict(use)
+            if window is not None:
+                self._counters.num_recognised_windows += 1
+                self._counters.num_left_out_images += len(window.fit.left_out)
+                told[WINDOW] = {"left_out": len(window.fit.left_out), "branches": window.fit.num_branches}
+            req.customized_info[META_INFO] = [told]
 
     def tell_kept(self, stored: Stored, record: RequestRecord) -> None:
         """Tell the response of a request that has ended what its answer could attend to."""
         with self._faults.guard("telling a response what each layer kept", "it lacks it"):
             req, side = stored.req, self._pools.side
+            if self._prunes and self._pools.merge is not None:
+                _tell_last(req, incomplete(MERGED))
+                return
             sizes = {
                 "num_layers": len(self._pools.keys),
                 "num_units": side.frame_offsets.shape[0],
@@ -133,22 +147,25 @@ class Telemetry:
 
     def write_trace(
         self,
-        stored: Stored,
+        req: Req,
         record: RequestRecord,
         segments: Sequence[tuple[Segment, torch.Tensor]],
         side: SidePools,
         budget: float,
+        *,
+        after: int,
     ) -> None:
         """Write what was kept of each segment of a prompt, where the server and the request want it.
 
         Args:
-            stored: The request.
+            req: The request.
             record: Its record.
             segments: Each segment as it was, and the slots that are left of its core.
             side: Side pools after the move.
             budget: Share that was to stay.
+            after: Queries at this position and later no longer see what went.
         """
         if self._trace is not None and record.params.trace:
             with self._faults.guard("writing a trace", "it is incomplete"):
                 for segment, slots in segments:
-                    self._trace.write(stored.req, record.frames, segment, side, slots, budget)
+                    self._trace.write(req, record.frames, segment, side, slots, budget, after)

@@ -37,6 +37,7 @@ class PruneTrace:
         side: SidePools,
         slots: torch.Tensor,
         budget: float,
+        after: int,
     ) -> None:
         """Record one prune.
 
@@ -47,6 +48,7 @@ class PruneTrace:
             side: Side pools after the move.
             slots: Slots that are left of the segment's core.
             budget: The policy's budget.
+            after: Queries at this position and later no longer see what went.
         """
         frame = segment.frame
         index = frames.index(frame)
@@ -62,6 +64,7 @@ class PruneTrace:
             "num_apart": segment.num_apart,
             "step": self._count,
             "prompt_len": len(req.origin_input_ids),
+            "after": after,
         }
         kept = side.frame_offsets[:, slots].to(torch.int32).cpu().numpy()
         name = f"{self._count:06d}_{req.rid[:32]}_f{index}.npz"

@@ -25,6 +25,11 @@ REFUSED = {
         "its only difference from snapkv is a budget that falls from layer to layer, and all layers of a request share "
         "one page table here, so that each holds equally many tokens; use snapkv"
     ),
+    "meda": (
+        "it is a budget for each layer, by the entropy of the layer's attention between text and screenshots, and all "
+        "layers of a request share one page table here, so that each holds equally many tokens; use lookm, which "
+        "merges pairs too"
+    ),
 }
 """Published policies that are not offered, and why."""
 

@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "tools.resize": set(),
     "tools.markdown": set(),
     "tools.actions": set(),
-    "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat"},
+    "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat", "tools.image_references"},
     # who plays in a rollout, and where
     "tools.browser": {"tools.actions", "tools.rollout"},
     "tools.agents": {"tools.actions", "tools.eval", "tools.rollout"},
@@ -65,6 +65,9 @@ ALLOWED: dict[str, set[str]] = {
     "tools.eval": {
         *("algorithm", "triton_ops", "cpu_mode", "policies", "config"),
         *("tools.actions", "tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
+    },
+    "tools.tune": {
+        *("tools.actions", "tools.resize", "tools.rollout", "tools.report", "tools.eval"),
     },
     "tools.bench": {
         "triton_ops",
@@ -77,8 +80,8 @@ ALLOWED: dict[str, set[str]] = {
         "tools.image_references",
     },
     "tools.cli": {
-        *("algorithm", "triton_ops", "cpu_mode"),
-        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view"),
+        *("algorithm", "triton_ops", "cpu_mode", "policies"),
+        *("tools.chat", "tools.rollout", "tools.report", "tools.eval", "tools.bench", "tools.view", "tools.tune"),
         *("tools.agents", "tools.browser", "tools.markdown"),
     },
     "__init__": set(),

@@ -16,7 +16,7 @@ from tests.architecture.imports import ROOT
 
 MOST_LINES_OF_A_CLASS = 250
 MOST_LINES_OF_A_FUNCTION = 50
-TOOLS = {"cli", "eval", "bench", "rollout", "report", "view", "agents", "browser"}
+TOOLS = {"cli", "tune", "eval", "bench", "rollout", "report", "view", "agents", "browser"}
 """Folders of the package that run beside SGLang."""
 
 _KERNEL = "one launch: a part of it would take or give back all that its programs hold in registers"

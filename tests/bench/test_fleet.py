@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from star_kv_sglang.tools.bench.fleet import watch
 from star_kv_sglang.tools.bench.fleet.history import History
 from star_kv_sglang.tools.bench.fleet.load import Branch, Load
+from star_kv_sglang.tools.bench.fleet.run import Server
 from star_kv_sglang.tools.bench.fleet.screenshots import desktop
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 from star_kv_sglang.tools.cli.bench import bench_app
@@ -86,6 +87,27 @@ def test_a_flag_that_names_a_schedule_does_not_make_a_scheduler(monkeypatch: pyt
     ]
     monkeypatch.setattr(watch, "_processes", lambda port: processes)
     assert watch._cpu_seconds(1) == {"api": 3.0, "scheduler": 1.5, "detokenizer": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "flags"),
+    [
+        ("stock", "stock", ""),
+        ("star 0.2: --kv-image-cache-mb 0", "star 0.2", "--kv-image-cache-mb 0"),
+        ("window @last:5: --kv-recognise-windows all", "window @last:5", "--kv-recognise-windows all"),
+        ("window @append: --kv-image-window 5", "window @append", "--kv-image-window 5"),
+        ("stock@last:5", "stock @last:5", ""),
+    ],
+)
+def test_a_server_may_have_a_history_and_flags_of_its_own(text: str, label: str, flags: str) -> None:
+    server = Server.parse(text)
+    assert (server.label, server.flags) == (label, flags)
+
+
+@pytest.mark.parametrize("text", ["", "@last:5", "window @last", "star 0.2 @newest:2", "lru"])
+def test_another_server_is_refused(text: str) -> None:
+    with pytest.raises(ServeBenchError):
+        Server.parse(text)
 
 
 def test_two_servers_of_one_name_are_refused() -> None:

@@ -94,7 +94,8 @@ def test_an_unknown_subcommand_is_refused_with_those_that_exist() -> None:
     answer = _star_kv("server")
     assert answer.returncode == 2
     assert answer.stderr == (
-        "error: star-kv has no command 'server'; its commands are serve, doctor, rollout, eval, bench, view, replay\n"
+        "error: star-kv has no command 'server'; its commands are serve, doctor, rollout, eval, tune, bench, view, "
+        "replay\n"
     )
 
 
@@ -122,7 +123,7 @@ def test_a_tool_is_not_begun_where_only_the_library_that_draws_is_missing() -> N
 
 
 def test_the_product_s_subcommands_need_no_extra() -> None:
-    assert "Not installed: rollout, eval, bench, view, replay." in _star_kv("--help", before=WITHOUT_TOOLS).stdout
+    assert "Not installed: rollout, eval, tune, bench, view, replay." in _star_kv("--help", before=WITHOUT_TOOLS).stdout
     assert _star_kv("doctor", "--help", before=WITHOUT_TOOLS).returncode == 0
     become = "import os; os.execve = lambda path, argv, environment: sys.exit(' '.join(argv[3:5]))\n"
     assert "serve" in _star_kv("serve", "m", before=WITHOUT_TOOLS + become).stderr

@@ -111,7 +111,7 @@ def test_help_shows_our_flags_first_and_says_where_sglangs_are(word: str) -> Non
     assert all(flag.option in first_screen for flag in FLAGS)
     assert "`sglang serve --help` lists them" in answer.stdout
     assert "pyramidkv" not in answer.stdout
-    assert len(answer.stdout.splitlines()) < 40
+    assert len(answer.stdout.splitlines()) < 48
 
 
 STAR = ["--kv-policy", "star"]
@@ -224,6 +224,10 @@ def test_the_banner_says_where_what_and_how_much() -> None:
         ),
         ({"kv_policy": "window", "kv_image_window": "5"}, "window, window of 5 screenshots"),
         ({"kv_policy": "window"}, "window, as requests ask (kv_image_window)"),
+        (
+            {"kv_policy": "window", "kv_image_window": "5", "kv_recognise_windows": "all"},
+            "window, window of 5 screenshots, windows of clients recognised (all)",
+        ),
     ],
 )
 def test_the_banner_names_the_policy(given: dict[str, str], line: str) -> None:

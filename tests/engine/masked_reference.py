@@ -45,7 +45,7 @@ def read_drops(folder: Path) -> list[Drop]:
             meta = json.loads(content["meta"].tobytes())
             kept = torch.from_numpy(content["kept"]).long() + meta["frame_start"]
         start, end = (meta["frame_start"] + offset for offset in meta["segment"])
-        drops.append(Drop(meta["rid"], meta["prompt_len"], start, end, kept, meta["frame_index"]))
+        drops.append(Drop(meta["rid"], meta["after"], start, end, kept, meta["frame_index"]))
     return drops
 
 

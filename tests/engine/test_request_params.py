@@ -51,6 +51,7 @@ def test_right_values(given: Any, expected: RequestParams) -> None:
         ({"kv_budget": True}, ["kv_budget True", "(0, 1]"]),
         ({"kv_budget": 0}, ["kv_budget 0 ", "(0, 1]"]),
         ({"kv_image_window": 0}, ["kv_image_window 0 ", "1 or more"]),
+        ({"kv_recognise_window": "yes"}, ["kv_recognise_window 'yes'", "true or false"]),
         ({"kv_image_window": -1}, ["kv_image_window -1 ", "1 or more"]),
         ({"kv_image_window": 2.5}, ["kv_image_window 2.5 ", "whole number"]),
         ({"kv_image_window": True}, ["kv_image_window True ", "whole number"]),
@@ -200,3 +201,12 @@ def test_a_window_that_nobody_would_hold_is_refused() -> None:
     assert "kv_image_window beside it" in str(problem_of(rest))
     assert problem_of({**rest, **wish}) is None
     assert problem_of(rest, has_window=True) is None
+
+
+def test_a_window_that_nobody_would_recognise_is_refused() -> None:
+    wish = {"kv_recognise_window": True}
+    assert RequestParams.of(wish).recognise_window is True
+    assert problem_of(wish) is None
+    assert "--kv-recognise-windows asked, or all" in str(problem_of(wish, recognises=False))
+    assert problem_of({"kv_recognise_window": False}, recognises=False) is None
+    assert "drop one of them" in str(problem_of({**wish, "kv_return_kept": True}))

@@ -89,6 +89,14 @@ def test_all_unsupported_options_are_named_together(checkpoint: Callable[[str], 
     assert "--kv-policy full" in str(caught.value)
 
 
+def test_windows_are_not_recognised_without_screenshots_or_a_tokenizer(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedSetupError) as caught:
+        parse(checkpoint("llama"), **STAR, kv_recognise_windows="all", skip_tokenizer_init=True)
+    vision, tokenizer = caught.value.reasons
+    assert "a model without vision" in vision
+    assert "--skip-tokenizer-init" in tokenizer
+
+
 def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[str], Path]) -> None:
     """The page size is looked at when SGLang has resolved its arguments, the type of the cache before."""
     if cpu_mode.is_gpu_present():
@@ -99,12 +107,22 @@ def test_what_shows_late_is_named_with_what_shows_early(checkpoint: Callable[[st
     assert "--kv-cache-dtype" in quantised and "--page-size 16" in pages
 
 
-@pytest.mark.parametrize("policy", ["snapkv", "guikv"])
-def test_a_policy_that_ranks_cannot_divide_is_refused(checkpoint: Callable[[str], Path], policy: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "config"),
+    [("snapkv", {}), ("guikv", {}), ("stlite", {}), ("fastgen", {}), ("lookm", {}), ("star", {"merge": "averaged"})],
+)
+def test_a_policy_that_ranks_cannot_divide_is_refused(
+    checkpoint: Callable[[str], Path], policy: str, config: dict[str, str]
+) -> None:
     with pytest.raises(UnsupportedSetupError) as caught:
-        parse(checkpoint("qwen2_5_vl"), kv_policy=policy, tp_size=2)
+        parse(checkpoint("qwen2_5_vl"), kv_policy=policy, tp_size=2, kv_policy_config=json.dumps(config))
     (reason,) = caught.value.reasons
     assert reason.startswith(f"--kv-policy {policy} with tensor parallelism (--tp-size): ")
+
+
+def test_merging_in_8_bits_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UnsupportedSetupError, match=r"--kv-policy lookm merges what it drops, and --kv-cache-dtype"):
+        parse(checkpoint("qwen2_5_vl"), kv_policy="lookm", kv_cache_dtype="fp8_e4m3")
 
 
 def test_what_every_request_would_ask_for_is_checked_at_the_start(checkpoint: Callable[[str], Path]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from star_kv_sglang.algorithm.params import ScorerParams
+from star_kv_sglang.cli.main import main
 from star_kv_sglang.tools.eval.errors import EvalError
-from star_kv_sglang.tools.eval.pilots.capture import PilotModel, SeenTurn
+from star_kv_sglang.tools.eval.pilots.capture import PilotModel, SeenTurn, prompts_of
 from star_kv_sglang.tools.eval.pilots.measures import (
     chance_information,
     drift,
@@ -23,8 +25,13 @@ from star_kv_sglang.tools.eval.pilots.measures import (
     value_distance,
 )
 from star_kv_sglang.tools.eval.pilots.page import measure, write_pilots
+from star_kv_sglang.tools.tune.errors import RecordingError
+from star_kv_sglang.tools.tune.records import FULL, FullTurn, TurnFile, turn_file
+from star_kv_sglang.tools.tune.threads import load_threads
+from star_kv_sglang.tools.tune.watched import watched_prompts
 from tests.eval.suite_cases import trajectory
 from tests.models.checkpoints import EXAMPLE_MODEL
+from tests.tune.cases import assistant, data_url
 
 
 def turn(values: list[float], rows: int, cols: int) -> SeenTurn:
@@ -112,8 +119,46 @@ def test_a_model_is_watched_turn_by_turn() -> None:
     """The scores of the last query alone, unpooled and without boost, are a softmax: their sum is at most 1."""
     params = ScorerParams(observation_window=1, pool_width=1, boost=True, boost_alpha=0.0)
     model = PilotModel(EXAMPLE_MODEL, params, "cpu")
-    turns = list(model.turns(trajectory(1)))
+    turns = list(model.turns(prompts_of(trajectory(1))))
     assert [(one.rows, one.cols) for one in turns] == [(8, 8)] * 3
     assert all(one.scores.shape == (6, 4, 64) for one in turns)
     assert all(0 < float(one.scores.sum(dim=-1).amax()) <= 1 for one in turns)
     assert not torch.allclose(turns[0].scores, turns[1].scores)
+
+
+def recorded(path: Path, *, answered: bool) -> Path:
+    """The trajectory as a conversation, with or without its right answers."""
+    messages: list[dict[str, Any]] = []
+    for turn in trajectory(1).turns:
+        question = turn.questions[0]
+        image = {"type": "image_url", "image_url": {"url": data_url(turn.image_png)}}
+        content = [{"type": "text", "text": turn.step}, image, {"type": "text", "text": question.text}]
+        messages += [{"role": "user", "content": content}, *([assistant(question.answer)] if answered else [])]
+    path.write_text(json.dumps(messages), encoding="utf-8")
+    return path
+
+
+def test_a_recorded_conversation_is_watched_as_the_labelled_one(tmp_path: Path) -> None:
+    """All screenshots of this trajectory are the same: only the first turn brings a new one."""
+    (prompts,) = watched_prompts(load_threads(recorded(tmp_path / "a.json", answered=True)), None)
+    assert prompts == prompts_of(trajectory(1))[:1]
+
+
+def test_answers_that_nobody_has_recorded_are_those_of_a_tuned_folder(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a.json", answered=False)
+    threads = load_threads(path)
+    with pytest.raises(RecordingError, match="run star-kv tune on the same recordings, and give its folder with"):
+        watched_prompts(threads, None)
+    file = TurnFile(turn_file(tmp_path / "out", FULL), FullTurn)
+    for turn, text in enumerate(["x2 y2", "red A", "x11 y11"]):
+        file.add(FullTurn("a", turn, text, [], 100))
+    assert watched_prompts(threads, tmp_path / "out") == [prompts_of(trajectory(1))[:1]]
+
+
+@pytest.mark.slow
+def test_the_command_takes_recordings(tmp_path: Path) -> None:
+    conversation = recorded(tmp_path / "a.json", answered=True)
+    page = tmp_path / "page" / "pilots.md"
+    words = ["--model", str(EXAMPLE_MODEL), "--trajectories", str(conversation), "--page", str(page)]
+    assert main(["eval", "pilots", *words]) == 0
+    assert "1\ntrajectories, 1 turns" in page.read_text(encoding="utf-8")

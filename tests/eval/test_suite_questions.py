@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_asked_is_refused(made: list[Trajectory], reason: 
 def test_every_policy_is_compared_or_refused_with_a_reason() -> None:
     # A window keeps or drops whole screenshots: there is no budget to compare it at.
     assert set(POLICIES) == {"full", *policy_names()} - {"window"}
-    assert set(REFUSED) == {"pyramidkv"}
+    assert set(REFUSED) == {"pyramidkv", "meda"}
 
 
 def test_a_pruning_variant_has_all_budgets_and_the_full_cache_one() -> None:

@@ -64,6 +64,47 @@ def snapkv(run: Prefill, prompt: Prompt, first: int) -> Rows:
     return per_mean(groups, groups.shape[1], prompt.length)
 
 
+def fastgen(run: Prefill, prompt: Prompt, first: int, recovered: float = 0.95) -> Rows:
+    """A head whose attention is local keeps the most recent tokens, every other one the most frequent."""
+    window = PARAMS.observation_window
+    num_past = prompt.length - window
+    weights = attention(run, prompt, first, range(num_past, prompt.length))[..., :num_past]
+    heads = weights.unflatten(1, (NUM_GROUPS, -1)).mean(2).flatten(0, 1)
+    shown = [p for start, end in prompt.spans for p in range(start, min(end, num_past))]
+    old = shown[: len(shown) - math.ceil(BUDGET * sum(end - start for start, end in prompt.spans))]
+    rows = []
+    for head in heads:
+        local = sum(float(head[p]) for p in old) <= (1 - recovered) * float(head.sum())
+        rows.append(torch.arange(1, num_past + 1, dtype=torch.float64) if local else head)
+    return per_mean(torch.stack(rows), num_past, prompt.length)
+
+
+def stlite(run: Prefill, prompt: Prompt, first: int, neighbourhood: int = 3, repeated: float = 0.9) -> Rows:
+    """Attention of the tokens around, and what the next screenshot has at the same place behind all others."""
+    num_past = prompt.length - PARAMS.observation_window
+    heads = attention(run, prompt, first, range(num_past, prompt.length))[..., :num_past]
+    rows = per_mean(heads.mean(1), num_past, prompt.length)
+    found = [list(row) for row in rows]
+    for layer in range(NUM_LAYERS):
+        for start, num_rows, num_cols in prompt.frames:
+            for y in range(num_rows):
+                for x in range(num_cols):
+                    near = [
+                        rows[layer][start + ny * num_cols + nx]
+                        for ny in range(num_rows)
+                        for nx in range(num_cols)
+                        if max(abs(ny - y), abs(nx - x)) <= neighbourhood // 2
+                    ]
+                    found[layer][start + y * num_cols + x] = sum(near) / len(near)
+        highest = max(found[layer][:num_past])
+        for (start, *grid), (later, *other) in zip(prompt.frames, prompt.frames[1:], strict=False):
+            for place in range(grid[0] * grid[1] if grid == other else 0):
+                one, two = (run.value[layer, first + at + place].flatten().double() for at in (start, later))
+                if float(one @ two) >= repeated * float(one.norm() * two.norm()):
+                    found[layer][start + place] -= highest + 1
+    return found
+
+
 def vlcache(run: Prefill, prompt: Prompt, first: int) -> Rows:
     scores = windowed(run, prompt, first, prompt.length - prompt.spans[-1][1]).mean(1)
     return per_mean(scores, scores.shape[1], prompt.length)
@@ -308,8 +349,11 @@ def _near(place: int, num_rows: int, num_cols: int) -> list[int]:
 
 RULES: dict[str, Callable[..., Rows]] = {
     "snapkv": snapkv,
+    "fastgen": fastgen,
+    "stlite": stlite,
     "vlcache": vlcache,
     "h2o": h2o,
+    "lookm": h2o,
     "guikv": guikv,
     "streaming": streaming,
     "window": streaming,

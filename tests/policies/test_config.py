@@ -24,9 +24,10 @@ def test_every_policy_can_be_chosen(name: str) -> None:
     assert issubclass(policy_class(name), KVPolicy)
 
 
-def test_pyramidkv_is_refused_with_the_reason() -> None:
-    with pytest.raises(ConfigError, match=r"one page table.*use snapkv"):
-        from_flags("pyramidkv")
+@pytest.mark.parametrize(("name", "instead"), [("pyramidkv", "snapkv"), ("meda", "lookm")])
+def test_budgets_for_each_layer_are_refused_with_the_reason(name: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--kv-policy {name} is not offered: .*one page table.*use {instead}"):
+        from_flags(name)
 
 
 def test_an_unknown_policy_is_refused_with_the_names() -> None:
@@ -144,3 +145,23 @@ def test_a_window_prunes_whatever_the_budget_and_whoever_asks_for_it() -> None:
         chosen("star", policy_config='{"image_window": 2}')
     with pytest.raises(ConfigError, match="window_rest 1"):
         chosen("star", policy_config='{"window_rest": 1}')
+
+
+def test_windows_of_clients_are_recognised_where_something_is_pruned() -> None:
+    def chosen(policy: str, **given: Any) -> PolicyConfig:
+        flags = {"budget": None, "token_budget": None, "observation_window": None, "policy_config": None, **given}
+        return PolicyConfig.from_flags(policy=policy, **flags)
+
+    assert chosen("window").recognise_windows == "off"
+    assert chosen("star", recognise_windows="asked", window_placeholder="[dropped]").recognise_windows == "asked"
+    with pytest.raises(ConfigError, match="'some' must be one of off, asked, all"):
+        chosen("window", recognise_windows="some")
+    with pytest.raises(ConfigError, match="--kv-recognise-windows all needs a policy that prunes"):
+        chosen("star", budget=1.0, recognise_windows="all")
+    for given in ({"recognise_windows": "all"}, {"window_placeholder": "[dropped]"}):
+        with pytest.raises(ConfigError, match="--kv-window-placeholder, --kv-observation-window and"):
+            chosen("full", **given)
+    with pytest.raises(ConfigError, match="add --kv-recognise-windows all"):
+        chosen("window", window_placeholder="[dropped]")
+    with pytest.raises(ConfigError, match="--kv-window-placeholder ' ' must be a text"):
+        chosen("window", recognise_windows="all", window_placeholder=" ")

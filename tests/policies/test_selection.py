@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from star_kv_sglang.policies import REFUSED, policy_names
+from tests.policies import by_hand, prefill
 from tests.policies.by_hand import RULES, chosen_by_hand
-from tests.policies.prefill import PROMPTS, Prefill, chosen_by_engine, make_policy, watched
+from tests.policies.prefill import PROMPTS, Prefill, Prompt, chosen_by_engine, make_policy, watched
 
 # A policy whose rule is not here has its own test.
 ELSEWHERE = {"random"}
@@ -94,6 +95,36 @@ def test_what_counts_beside_a_peak_makes_a_difference() -> None:
     kept = [chosen_by_engine("distinct", run, beside_peak=share) for share in (0.0, 0.3, 1.0)]
     assert kept[0] != kept[1] != kept[2] != kept[0]
     assert kept[2] == chosen_by_engine("distinct", run, peaks=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"repeated": 0.3}, {"repeated": 0.99}, {"neighbourhood": 5}], ids=str)
+def test_what_the_next_screenshot_shows_again_is_kept_behind_all_others(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three screenshots of one size, half of which stays the same from each to the next."""
+    prompts = (Prompt(((2, 4, 5), (25, 4, 5), (48, 4, 5)), 75),)
+    for module in (by_hand, prefill):
+        monkeypatch.setattr(module, "PROMPTS", prompts)
+    run = Prefill.random(9)
+    for start, later in ((2, 25), (25, 48)):
+        run.value[:, later : later + 10] = run.value[:, start : start + 10] * 1.5
+    kept = chosen_by_engine("stlite", run, **settings)
+    assert kept == chosen_by_hand("stlite", run, **settings)
+    if not settings:
+        repeated = {*range(2, 12), *range(25, 35)}
+        assert not repeated & {p for frame in kept[0] for layer in frame for p in layer}
+
+
+@pytest.mark.parametrize("recovered", [0.3, 0.6, 0.8])
+def test_heads_with_local_attention_keep_the_most_recent_tokens(recovered: float) -> None:
+    run = Prefill.random(10)
+    assert chosen_by_engine("fastgen", run, recovered=recovered) == chosen_by_hand("fastgen", run, recovered=recovered)
+
+
+def test_the_share_that_a_structure_must_recover_makes_a_difference() -> None:
+    run = Prefill.random(10)
+    kept = [chosen_by_engine("fastgen", run, recovered=share) for share in (0.3, 0.6, 1.0)]
+    assert kept[0] != kept[1] != kept[2] != kept[0]
 
 
 @pytest.mark.parametrize("chunk", [10, 30], ids=["cut_inside_a_screenshot", "cut_behind_screenshots"])

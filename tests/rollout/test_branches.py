@@ -13,6 +13,7 @@ from star_kv_sglang.tools.chat import RequestError
 from star_kv_sglang.tools.image_references import image_urls, with_image_urls
 from star_kv_sglang.tools.rollout import End, RolloutError, RolloutSettings, outcomes, read_trace, time_split
 from star_kv_sglang.tools.rollout.trace import Branch
+from star_kv_sglang.tools.tune.threads import load_threads
 from tests.rollout.fake_server import FakeServer, completion, fake_server, reply, send
 from tests.rollout.small_world import Numbers, play
 
@@ -38,6 +39,17 @@ def test_a_conversation_only_grows_and_begins_with_the_task(tmp_path: Path) -> N
     assert first[1]["content"][0]["text"] == "reach 5"
     assert second[2] == {"role": "assistant", "content": "right"}
     assert len(image_urls(third)) == 3
+
+
+def test_what_was_said_is_kept_as_a_conversation_that_can_be_replayed(tmp_path: Path) -> None:
+    with fake_server(reply("right")) as server:
+        play(server.url, tmp_path, branches=2, max_turns=3)
+    threads = load_threads(tmp_path)
+    assert [thread.name for thread in threads] == ["conversations/up/0", "conversations/up/1"]
+    turns, (_, rows, _) = threads[0].turns, read_trace(tmp_path / "traces" / "up" / "0.jsonl")
+    assert [turn.pictures[-1].sha256 for turn in turns] == [row.screen for row in rows]
+    assert [one.parts for one in turns[-1].said if one.role == "assistant"] == [("right",), ("right",)]
+    assert turns[0].question == "reach 5"
 
 
 def test_the_first_branch_of_a_task_asks_alone_and_shares(tmp_path: Path) -> None:

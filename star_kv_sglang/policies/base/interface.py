@@ -61,6 +61,17 @@ class Split(Enum):
     """Each screenshot gets the same share of its tokens."""
 
 
+class Merge(Enum):
+    """What becomes of pairs that are dropped: they are merged into the nearest kept one of their screenshot."""
+
+    AVERAGED = "averaged"
+    """The mean of the kept pair and of all that are merged into it."""
+    PIVOTAL = "pivotal"
+    """The same, of the midpoints of each with the kept one."""
+    WEIGHTED = "weighted"
+    """The same, each times the cosine of its key and the kept one's."""
+
+
 def _same(values: torch.Tensor) -> torch.Tensor:
     """What one rank alone has is what there is."""
     return values
@@ -186,6 +197,7 @@ class KVPolicy(ABC, Generic[P]):
         per_head: Each key head keeps tokens of its own.
         needs_one_rank: It reads keys or values, or keeps tokens per head: with tensor parallelism a rank has only some.
         norms: What it wants to know of the layers' inputs.
+        merge: What becomes of pairs that are dropped; None: they are gone.
         scores_once: A token's first score is the one to remember where it may be pruned again later: scores of a
             screenshot that has lost tokens do not compare with those of a whole one.
         saliencies: Values for each live token and key head that scoring holds at its peak.
@@ -198,6 +210,7 @@ class KVPolicy(ABC, Generic[P]):
     norms: ClassVar[Norms] = Norms.NONE
     scores_once: ClassVar[bool] = False
     saliencies: ClassVar[int] = 1
+    merge: ClassVar[Merge | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what cannot be recorded."""

@@ -7,6 +7,7 @@ import typer
 from star_kv_sglang.tools.cli.bench_budget import budget
 from star_kv_sglang.tools.cli.bench_fleet import fleet
 from star_kv_sglang.tools.cli.bench_ops import ops
+from star_kv_sglang.tools.cli.bench_recognition import recognition
 from star_kv_sglang.tools.cli.bench_serve import serve
 from star_kv_sglang.tools.cli.bench_sizing import sizing
 from star_kv_sglang.tools.cli.bench_tree import tree
@@ -25,5 +26,6 @@ bench_app.command("serve")(serve)
 bench_app.command("fleet")(fleet)
 bench_app.command("budget")(budget)
 bench_app.command("tree")(tree)
+bench_app.command("recognition")(recognition)
 bench_app.command("waiting")(waiting)
 bench_app.command("sizing")(sizing)

@@ -21,7 +21,8 @@ def fleet(
     servers: Annotated[
         str,
         typer.Option(
-            help="Among stock, full and 'star BUDGET', separated by semicolons; flags of its own behind a colon."
+            help="Among stock, full, window and 'star BUDGET', separated by semicolons; a history of its own behind an "
+            "@, flags of its own behind a colon."
         ),
     ] = "stock; star 0.2",
     search: Annotated[

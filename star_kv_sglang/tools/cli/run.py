@@ -9,7 +9,14 @@ from typing import Final
 import typer
 
 # What each module `star_kv_sglang.tools.cli.<name>` calls its command: a function with annotations, or a `typer.Typer`.
-TARGETS: Final = {"rollout": "rollout", "eval": "eval_app", "bench": "bench_app", "view": "view", "replay": "replay"}
+TARGETS: Final = {
+    "rollout": "rollout",
+    "eval": "eval_app",
+    "bench": "bench_app",
+    "view": "view",
+    "replay": "replay",
+    "tune": "tune",
+}
 
 
 def run(name: str, argv: Sequence[str]) -> int:

@@ -1,10 +1,12 @@
-"""A rollout's folder: what is run (``rollout.json``), a trace for each branch, the screenshots, and the faults.
+"""A rollout's folder: what is run (``rollout.json``), a trace for each branch, the screenshots, the conversations of
+branches that have ended, and the faults.
 
 Only one rollout writes to a folder. One that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -15,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TextIO
 
+from star_kv_sglang.tools.chat import Message
+from star_kv_sglang.tools.image_references import image_urls, with_image_urls
 from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.trace import TRACE_FORMAT, Branch, Trace, TurnRow
 
@@ -66,6 +70,17 @@ class RolloutFolder:
             os.replace(fresh, file)
         return digest
 
+    def keep_conversation(self, branch: Branch, messages: Sequence[Message]) -> None:
+        """Write what a branch was sent and has said, as OpenAI chat messages that name the screenshots' files."""
+        file = self.path / "conversations" / branch.task / f"{branch.name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        up = os.path.relpath(self.path / "screens", file.parent)
+        urls = [f"{up}/{_sha256(url)}.png" for url in image_urls(messages)]
+        fresh = file.with_suffix(".new")
+        text = json.dumps({"messages": with_image_urls(messages, urls)}, indent=1, ensure_ascii=False)
+        fresh.write_text(f"{text}\n", encoding="utf-8")
+        os.replace(fresh, file)
+
     def add_fault(self, branch: Branch, text: str) -> None:
         """Append what went wrong to ``faults.jsonl``; it is no part of a trace."""
         row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "task": branch.task, "branch": branch.name, "fault": text}
@@ -92,6 +107,10 @@ class RolloutFolder:
         if names:
             lines = "; ".join(f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now" for name in names)
             raise RolloutError(f"{self.path} holds another rollout ({lines}); give another --out, or the same settings")
+
+
+def _sha256(data_url: str) -> str:
+    return hashlib.sha256(base64.b64decode(data_url.partition(",")[2])).hexdigest()
 
 
 def trace_path(folder: Path, branch: Branch) -> Path:

@@ -146,6 +146,7 @@ class Player:
             while True:
                 end = self._end_of(trace, place.score, max_turns)
                 if end is not None:
+                    self.folder.keep_conversation(branch, place.conversation.messages)
                     return end
                 place = await self._play_turn(branch, trace, place)
 

@@ -88,6 +88,7 @@ class Branch:
         """
         length = 1 if again else self._load.answer_tokens
         answer = await client.ask(self.prompt(turn), max_new_tokens=length, stream_interval=self._load.answer_tokens)
+        answer.number = turn
         if not again:
             self._answers.append(answer.text.strip())
         return answer

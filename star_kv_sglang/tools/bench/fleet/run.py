@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from star_kv_sglang.cpu_mode import is_gpu_present
+from star_kv_sglang.tools.bench.fleet.history import History
 from star_kv_sglang.tools.bench.fleet.load import Branch, Load, play
 from star_kv_sglang.tools.bench.fleet.watch import Watch
 from star_kv_sglang.tools.bench.serve.client import EngineClient, Stream
@@ -28,6 +30,7 @@ _SILENCE_S: Final = 600.0
 _REPEATS: Final = 5
 """Requests that are wholly cached, one after the other, behind the fleet."""
 _WARM_UP_BRANCH: Final = 600
+_SERVER: Final = re.compile(r"(?P<policy>[^@:]*[^@:\s])\s*(?:@\s*(?P<history>\w+(?::\d+)?))?\s*(?::(?P<flags>.*))?")
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,34 @@ class Server:
     Attributes:
         policy: What it runs.
         flags: Its own, beside those of all servers.
+        history: Screenshots that its agents send again; None: as those of all servers.
     """
 
     policy: Policy
     flags: str = ""
+    history: History | None = None
 
     @classmethod
     def parse(cls, text: str) -> Server:
-        """Read ``stock``, ``full`` or ``star 0.2``, and what follows a colon as flags.
+        """Read ``stock``, ``full``, ``window`` or ``star 0.2``, then a history behind an ``@``, then flags behind a
+        colon: ``window @last:5: --kv-recognise-windows all``.
 
         Raises:
             ServeBenchError: It is something else.
         """
         from star_kv_sglang.tools.bench.serve.server import parse_policies
 
-        name, _, flags = text.partition(":")
-        return cls(parse_policies(name.strip(), "0.2")[0 if name.strip() == STOCK else -1], flags.strip())
+        found = _SERVER.fullmatch(text.strip())
+        if found is None:
+            raise ServeBenchError(f"--servers {text!r}: give POLICY, POLICY @HISTORY, and flags behind a colon")
+        name, history, flags = found["policy"], found["history"], found["flags"] or ""
+        policy = parse_policies(name, "0.2")[0 if name == STOCK else -1]
+        return cls(policy, flags.strip(), None if history is None else History.parse(history))
 
     @property
     def label(self) -> str:
-        """Its policy's label."""
-        return self.policy.label
+        """Its policy's label, and the history where it has one of its own."""
+        return self.policy.label if self.history is None else f"{self.policy.label} @{self.history}"
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,10 @@ class Run:
         """Find stock's best flags, where asked for, and measure every server."""
         best = self._best_of_stock()
         for server in self.plan.servers:
-            chosen = replace(server, flags=f"{best} {server.flags}".strip()) if server.label == STOCK else server
-            self._measure(chosen, self.plan.load, phase=_PHASE)
+            is_stock = server.policy.name == STOCK
+            chosen = replace(server, flags=f"{best} {server.flags}".strip()) if is_stock else server
+            history = self.plan.load.history if server.history is None else server.history
+            self._measure(chosen, replace(self.plan.load, history=history), phase=_PHASE)
 
     def _best_of_stock(self) -> str:
         speeds: dict[str, float] = {}
@@ -125,7 +137,8 @@ class Run:
         """Turns a second; 0 where it failed, which is written down."""
         port = free_port()
         self._num_servers += 1
-        log = self.plan.work / f"{self._num_servers}_{phase}_{server.label.replace(' ', '_')}.log"
+        name = re.sub(r"\W+", "_", server.label)
+        log = self.plan.work / f"{self._num_servers}_{phase}_{name}.log"
         flags = [
             *self.plan.model_arguments,
             *(GPU_ARGUMENTS if is_gpu_present() else ()),
@@ -173,6 +186,9 @@ class Run:
             )
             await self._note_server(server, client, phase)
         figures = _figures(turns, again, watch)
+        newest = [turn for turn in turns if turn.number == load.num_played - 1]
+        if newest:
+            figures["slots_of_a_branch"] = sum(turn.live_tokens for turn in newest) / len(newest)
         note = f"{load.num_played} turns, {load.history}"
         note += f", groups of {load.group_size} share {load.shared}" if load.shared else ""
         note += "; references" if self.plan.references else ""

@@ -41,6 +41,8 @@ class Stream:
         sent_s: when it was sent.
         done: whether it has ended.
         sent_bytes: length of the request's body, and of those before it that the server wanted with more bytes.
+        live: slots that the prompt holds once it was pruned, where the server says so.
+        number: of the turn in its conversation.
     """
 
     chunks: list[tuple[float, int]] = field(default_factory=list)
@@ -49,6 +51,8 @@ class Stream:
     sent_s: float = 0.0
     done: bool = False
     sent_bytes: int = 0
+    live: int | None = None
+    number: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -57,6 +61,11 @@ class Stream:
     @property
     def cached_tokens(self) -> int:
         return int(self.meta["cached_tokens"])
+
+    @property
+    def live_tokens(self) -> int:
+        """Slots that the prompt holds."""
+        return self.prompt_tokens if self.live is None else self.live
 
     @property
     def ttft_s(self) -> float:
@@ -205,4 +214,7 @@ def _take(answer: Stream, text: str, *, named: bool) -> None:
         raise ServeBenchError(f"/generate: {event['error']}")
     answer.text = event["text"]
     answer.meta.update(event["meta_info"])
+    told = (event["meta_info"].get("star_kv") or [None])[0]
+    if answer.live is None and told is not None:
+        answer.live = int(told["live"])
     answer.chunks.append((now, int(event["meta_info"]["completion_tokens"])))

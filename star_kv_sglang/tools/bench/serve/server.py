@@ -16,6 +16,7 @@ from star_kv_sglang.tools.rollout.server import serving, terminable
 STOCK: Final = "stock"
 FULL: Final = "full"
 STAR: Final = "star"
+WINDOW: Final = "window"
 
 CONTROL: Final = f"{STOCK} again"
 """Label of a second server of stock: its ratio to the first is what two equal servers differ by."""
@@ -42,7 +43,7 @@ class Policy:
     """What a server runs.
 
     Attributes:
-        name: ``stock`` (plugin not loaded), ``full`` (plugin loaded, nothing pruned) or ``star``.
+        name: ``stock`` (plugin not loaded), ``full`` (plugin loaded, nothing pruned), ``star`` or ``window``.
         budget: of ``star``; None for the others.
         again: a second server of ``stock``.
     """
@@ -75,7 +76,7 @@ def parse_policies(names: str, budgets: str) -> list[Policy]:
     """Policies of two comma-separated lists, in the order of the first; ``stock`` comes first and is always there.
 
     Args:
-        names: ``stock``, ``stock again``, ``full``, ``star 0.2``, or ``star`` for all budgets.
+        names: ``stock``, ``stock again``, ``full``, ``window``, ``star 0.2``, or ``star`` for all budgets.
         budgets: of ``star``.
 
     Raises:
@@ -87,8 +88,9 @@ def parse_policies(names: str, budgets: str) -> list[Policy]:
             policies.append(Policy(STOCK, again=True))
             continue
         name, _, budget = word.partition(" ")
-        if name not in (STOCK, FULL, STAR) or (budget and name != STAR):
-            raise ServeBenchError(f"--policies {word}: choose among {STOCK}, {CONTROL}, {FULL}, {STAR}, {STAR} BUDGET")
+        if name not in (STOCK, FULL, WINDOW, STAR) or (budget and name != STAR):
+            known = ", ".join((STOCK, CONTROL, FULL, WINDOW, STAR, f"{STAR} BUDGET"))
+            raise ServeBenchError(f"--policies {word}: choose among {known}")
         if name == STAR:
             policies += [Policy(STAR, _budget(each)) for each in ([budget] if budget else _words(budgets))]
         else:

@@ -7,7 +7,7 @@ The scores are the scorer's own up to the prior: pooled window attention of each
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,34 @@ class SeenTurn:
     scores: torch.Tensor
     rows: int
     cols: int
+
+
+@dataclass(frozen=True)
+class PilotPrompt:
+    """A turn as it is asked.
+
+    Attributes:
+        messages: for the model's chat template; each screenshot is a part ``{"type": "image"}``.
+        pictures: the screenshots' bytes, in order; the last one is in view.
+        tools: what the request offers the model, for the template.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    pictures: Sequence[bytes]
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+def prompts_of(trajectory: Trajectory) -> list[PilotPrompt]:
+    """The turns of a labelled trajectory, each with its first question in view and the right answers in its history."""
+    prompts: list[PilotPrompt] = []
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(trajectory.turns):
+        question = turn.questions[0]
+        content = [{"type": "text", "text": turn.step}, {"type": "image"}, {"type": "text", "text": question.text}]
+        messages.append({"role": "user", "content": content})
+        prompts.append(PilotPrompt(list(messages), [one.image_png for one in trajectory.turns[: number + 1]]))
+        messages.append({"role": "assistant", "content": question.answer})
+    return prompts
 
 
 class PilotModel:
@@ -70,10 +98,10 @@ class PilotModel:
             layer.self_attn.register_forward_pre_hook(self._note_norms, with_kwargs=True)
 
     @torch.inference_mode()
-    def turns(self, trajectory: Trajectory) -> Iterator[SeenTurn]:
-        """The turns of a trajectory, each with its first question in view and the right answers in its history."""
-        for index in range(len(trajectory.turns)):
-            inputs = self._inputs(trajectory, index)
+    def turns(self, prompts: Iterable[PilotPrompt]) -> Iterator[SeenTurn]:
+        """The scores of the turns of a trajectory."""
+        for prompt in prompts:
+            inputs = self._inputs(prompt)
             rows, cols = self._grid(inputs)
             is_image = (inputs["input_ids"][0] == self._model.config.image_token_id).nonzero()[:, 0]
             end = int(is_image[-1]) + 1
@@ -83,16 +111,11 @@ class PilotModel:
             self._model(**inputs, use_cache=False)
             yield SeenTurn(self._boosted(), rows, cols)
 
-    def _inputs(self, trajectory: Trajectory, index: int) -> dict[str, Any]:
-        messages: list[dict[str, Any]] = []
-        for number, turn in enumerate(trajectory.turns[: index + 1]):
-            question = turn.questions[0]
-            content = [{"type": "text", "text": turn.step}, {"type": "image"}, {"type": "text", "text": question.text}]
-            messages.append({"role": "user", "content": content})
-            if number < index:
-                messages.append({"role": "assistant", "content": question.answer})
-        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        pictures = [Image.open(io.BytesIO(turn.image_png)).convert("RGB") for turn in trajectory.turns[: index + 1]]
+    def _inputs(self, prompt: PilotPrompt) -> dict[str, Any]:
+        text = self._processor.apply_chat_template(
+            list(prompt.messages), tools=list(prompt.tools) or None, tokenize=False, add_generation_prompt=True
+        )
+        pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in prompt.pictures]
         made = self._processor(text=[text], images=pictures, return_tensors="pt")
         return dict(made.to(self._device))
 

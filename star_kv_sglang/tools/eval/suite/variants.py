@@ -24,6 +24,9 @@ POLICIES: Final = (
     "h2o",
     "vlcache",
     "guikv",
+    "stlite",
+    "fastgen",
+    "lookm",
 )
 """In the order in which they are started: a run that is cut short has the first of them."""
 BUDGETS: Final = (0.2, 0.1, 0.05, 0.4, 0.03)
