@@ -66,11 +66,13 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def _take_a_gpu(workerinput: dict[str, Any]) -> None:
-    """Spread xdist's workers over the machine's GPUs, where nobody has chosen one."""
+    """Spread xdist's workers over the machine's GPUs, or over those that somebody has chosen."""
     from torch.cuda import device_count
 
-    if workerinput and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(int(workerinput["workerid"].removeprefix("gw")) % device_count())
+    if workerinput:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = chosen.split(",") if chosen else [str(gpu) for gpu in range(device_count())]
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(workerinput["workerid"].removeprefix("gw")) % len(gpus)]
 
 
 def _has_no_browser() -> bool:

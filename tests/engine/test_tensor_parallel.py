@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from star_kv_sglang import cpu_mode
 from tests.engine.conversation import Answer, Chat, question, screenshot
 from tests.engine.faulty import Faulty, faulty_engine
 from tests.engine.harness import EngineDied, TestEngine
 from tests.engine.machine import environment
 from tests.engine.masked_reference import Drop, MaskedReference, read_drops, worst_difference
 
-pytestmark = pytest.mark.slow
+ON_A_CPU = pytest.mark.skipif(
+    cpu_mode.is_gpu_present(), reason="a test's process has one GPU; tests/gpu/parity.py has engines of two"
+)
+pytestmark = [pytest.mark.slow, ON_A_CPU]
 
 TOLERANCE = 1e-4
 NUM_TURNS, NUM_OUTPUT = 3, 4
