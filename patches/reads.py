@@ -40,6 +40,7 @@ _TREES = "the tree's nodes, sizes and locks, counted in live slots"
 _IMAGES = "where a prompt's screenshots lie"
 _POOLS = "K and V, and how large their pool is"
 _ATTENTION = "the page table of an attention backend"
+_INPUTS = "the norm that a layer begins with: what comes in shows sinks"
 _CLIENTS = "a client's mistake is the client's 400"
 _SAMPLES = "the screenshots of a prompt that has several samples"
 _RANKS = "the ranks of tensor parallelism: what each has of the key heads, and that all decide alike"
@@ -220,6 +221,9 @@ READS: tuple[Seam, ...] = (
         "layer_id scaling tp_q_head_num head_dim qk_head_dim k_scale_float",
         "shape of a layer's attention",
     ),
+    *_used("models.qwen2.Qwen2DecoderLayer", "input_layernorm", _INPUTS),
+    *_used("models.qwen3.Qwen3DecoderLayer", "input_layernorm", _INPUTS),
+    *_used("models.qwen3_moe.Qwen3MoeDecoderLayer", "input_layernorm", _INPUTS),
     *_used("layers.attention.torch_native_backend.TorchNativeAttnBackend", "req_to_token_pool", _ATTENTION),
     *_used(
         "layers.attention.flashinfer_backend.FlashInferAttnBackend",

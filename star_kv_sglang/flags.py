@@ -44,7 +44,15 @@ def _mebibytes(word: str) -> int:
 
 
 FLAGS: Final = (
-    Flag("kv_policy", str, "a name", "NAME", f"KV-cache policy: {', '.join(POLICIES)}. '{FULL}' is stock SGLang."),
+    Flag(
+        "kv_policy",
+        str,
+        "a name",
+        "NAME",
+        f"KV-cache policy: {', '.join(POLICIES)}. '{FULL}' is stock SGLang. 'star' is STaR-KV's three axes (a prior "
+        "over key heads, a discount over time, a temperature from the entropy) on two saliencies: what the question "
+        "attends to where it is in view, and what stands out on its screenshot where it is not.",
+    ),
     Flag(
         "kv_budget",
         float,

@@ -77,18 +77,25 @@ def limited(default: Any, limit: Limit) -> Any:
     return field(default=default, metadata={"limit": limit})
 
 
+def one_of(default: str, choices: tuple[str, ...]) -> Any:
+    """A field of a dataclass that holds one of some words; `check_fields` checks it."""
+    return field(default=default, metadata={"choices": choices})
+
+
 def field_problems(record: Any) -> Iterator[str]:
-    """What is wrong with the fields of a dataclass that are `limited`, and with those that are true or false."""
+    """What is wrong with the fields of a dataclass that are `limited`, `one_of` some words, or true or false."""
     for one in fields(record):
         value = getattr(record, one.name)
         if isinstance(one.default, bool) and not isinstance(value, bool):
             yield f"{one.name} {value!r} must be true or false"
+        if "choices" in one.metadata and value not in one.metadata["choices"]:
+            yield f"{one.name} {value!r} must be one of {', '.join(one.metadata['choices'])}"
         if "limit" in one.metadata and not (value is None and one.default is None):
             yield from one.metadata["limit"].problems(one.name, value)
 
 
 def check_fields(record: Any) -> None:
-    """Check the fields of a dataclass that are `limited`, and those that are true or false by default.
+    """Check the fields of a dataclass that are `limited`, `one_of` some words, or true or false by default.
 
     Raises:
         ConfigError: Some are wrong; all of them are named.

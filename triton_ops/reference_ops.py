@@ -8,6 +8,8 @@ from star_kv_sglang.triton_ops.frame_means.reference import frame_means
 from star_kv_sglang.triton_ops.frame_norms.reference import frame_norms
 from star_kv_sglang.triton_ops.frame_stability.reference import frame_stability
 from star_kv_sglang.triton_ops.fuse_scores.reference import fuse_scores
+from star_kv_sglang.triton_ops.group_distances.reference import group_distances
+from star_kv_sglang.triton_ops.norm_excess.reference import norm_excess
 from star_kv_sglang.triton_ops.page_table.reference import page_table
 from star_kv_sglang.triton_ops.select.reference import segment_quotas, select_topn
 from star_kv_sglang.triton_ops.spatial_boost.reference import spatial_boost
@@ -25,6 +27,8 @@ class ReferenceOps:
     frame_norms = staticmethod(frame_norms)
     frame_stability = staticmethod(frame_stability)
     fuse_scores = staticmethod(fuse_scores)
+    group_distances = staticmethod(group_distances)
+    norm_excess = staticmethod(norm_excess)
     page_table = staticmethod(page_table)
     segment_quotas = staticmethod(segment_quotas)
     select_topn = staticmethod(select_topn)

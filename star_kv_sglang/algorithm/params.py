@@ -23,17 +23,20 @@ class ScorerParams:
         boost: Spatial boost of tokens that stand out on the current screenshot.
         boost_alpha: Weight of the boost.
         boost_temperature: Temperature of its softmax over the screenshot's tokens.
+        prior: The mutual-information prior, the first axis: key heads that tell more of the place count more.
+        subspaces: Key heads are told apart; false: each has the mean of all, so that the prior says nothing.
         prior_lambda: Weight of the mutual-information prior once the ramp is over.
         prior_warmup_steps: New screenshots before which the prior has no weight.
         prior_ramp_steps: New screenshots behind these over which its weight grows linearly to `prior_lambda`.
         prior_ema: Decay of the running mutual information.
         prior_tau: Temperature of the prior's softmax over the groups.
-        temporal_discount: Discount of earlier screenshots.
+        temporal: The temporal discount, the second axis: of earlier screenshots, and of what they have kept already.
         discount_delta: Decay for each screenshot that came after, of a group whose pattern is stable.
         discount_rho: Decay of the running pattern.
         discount_eps: Share of that decay which a group has whatever its stability.
         discount_floor: Least factor that a discount leaves.
-        entropy_temperature: Raise scores to a power that follows from their entropy.
+        temperature: The entropy temperature, the third axis: scores are raised to a power that follows from their
+            entropy.
         temperature_min: Its least value.
         temperature_max: Its largest value.
         temperature_smoothing: Share of the branch's last temperature in the new one.
@@ -47,17 +50,19 @@ class ScorerParams:
     boost: bool = True
     boost_alpha: float = 2.0
     boost_temperature: float = 3.5
+    prior: bool = True
+    subspaces: bool = True
     prior_lambda: float = 0.5
     prior_warmup_steps: int = 5
     prior_ramp_steps: int = 10
     prior_ema: float = 0.9
     prior_tau: float = 1.0
-    temporal_discount: bool = True
+    temporal: bool = True
     discount_delta: float = 0.1
     discount_rho: float = 0.9
     discount_eps: float = 0.0
     discount_floor: float = 0.0
-    entropy_temperature: bool = True
+    temperature: bool = True
     temperature_min: float = 0.75
     temperature_max: float = 1.25
     temperature_smoothing: float = 0.0
@@ -83,7 +88,7 @@ class ScorerParams:
     def prior_weight(self, step: int) -> float:
         """Weight of the prior at a step; steps count from 1."""
         past_warmup = step - self.prior_warmup_steps
-        if past_warmup <= 0:
+        if not self.prior or past_warmup <= 0:
             return 0.0
         return self.prior_lambda * min(1.0, past_warmup / self.prior_ramp_steps)
 

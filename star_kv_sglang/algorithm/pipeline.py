@@ -2,7 +2,8 @@
 
 The steps in order (STaR-KV, arXiv 2606.01790): spatial boost, mutual-information prior, temporal discount,
 entropy temperature. Window attention and pooling (`window_scores`) run before, layer by layer; selection
-(`segment_quotas`, `select_topn`) comes after.
+(`segment_quotas`, `select_topn`) comes after. What the axes say of key heads (`weigh_groups`) does not depend on the
+saliency that they are told of: `algorithm/looks.py` asks the same of one that no question has a part in.
 """
 
 from __future__ import annotations
@@ -25,6 +26,27 @@ if TYPE_CHECKING:
     from star_kv_sglang.algorithm.state import TrajectoryState
     from star_kv_sglang.triton_ops.dispatch import Ops
     from star_kv_sglang.triton_ops.fuse_scores.types import FusedScores
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """What the axes say of each key head, by its saliency on the current screenshots.
+
+    Attributes:
+        head_weights: float32 [L, R, G], the prior's softmax over the groups.
+        prior_weights: The prior's weight of each request.
+        factors: float32 [L, R, G], the prior's factor of a token whose strongest group is g.
+        rates: float32 [L, R, G], decay of such a token for each screenshot that came after.
+        states: One per request, a step further where its prompt shows a new screenshot.
+        advanced: Where it does.
+    """
+
+    head_weights: torch.Tensor
+    prior_weights: tuple[float, ...]
+    factors: torch.Tensor
+    rates: torch.Tensor
+    states: list[TrajectoryState]
+    advanced: list[bool]
 
 
 @dataclass(frozen=True)
@@ -97,25 +119,42 @@ def score_batch(
             temperature=params.boost_temperature,
             max_span=batch.max_span,
         )
-    advancing = [advances(layout, state) for layout, state in zip(layouts, states, strict=True)]
+    if not params.subspaces:
+        group_scores.copy_(group_scores.mean(dim=1, keepdim=True).expand_as(group_scores))
+    weights = weigh_groups(batch, states)
+    fused = _fuse(batch, weights, keep_steps)
+    new_states = weights.states
+    if params.temperature:
+        new_states = [
+            replace(state, temperature_ema=fused.temperature[:, r].clone()) if flag else state
+            for r, (state, flag) in enumerate(zip(new_states, weights.advanced, strict=True))
+        ]
+    steps = None
+    if fused.steps is not None:
+        steps = ScoreSteps(*fused.steps, head_weights=weights.head_weights, prior_weights=weights.prior_weights)
+    return ScoredBatch(fused.calibrated, fused.layer_mean, fused.temperature, new_states, steps)
+
+
+def weigh_groups(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> GroupWeights:
+    """The prior and the temporal discount of a batch's key heads; states go a step further with a new screenshot."""
+    params = batch.params
+    advancing = [advances(layout, state) for layout, state in zip(batch.layouts, states, strict=True)]
     new_states = advance_patterns(batch, advance_prior(batch, states, advancing), advancing)
     stacked_mi, _ = stack_states([state.mi_ema for state in new_states], batch.empty_per_group())
     weights = head_weights(stacked_mi, params.prior_tau)
     prior_weights = tuple(params.prior_weight(state.step) for state in new_states)
-    fused = _fuse(batch, group_factors(weights, prior_weights), new_states, keep_steps)
-    if params.entropy_temperature:
-        new_states = [
-            replace(state, temperature_ema=fused.temperature[:, r].clone()) if flag else state
-            for r, (state, flag) in enumerate(zip(new_states, advancing, strict=True))
-        ]
-    steps = None if fused.steps is None else ScoreSteps(*fused.steps, head_weights=weights, prior_weights=prior_weights)
-    return ScoredBatch(fused.calibrated, fused.layer_mean, fused.temperature, new_states, steps)
+    return GroupWeights(
+        weights,
+        prior_weights,
+        group_factors(weights, prior_weights),
+        decay_rates(batch, new_states),
+        new_states,
+        advancing,
+    )
 
 
-def _fuse(
-    batch: ScoringBatch, factors: torch.Tensor, states: Sequence[TrajectoryState], keep_steps: bool
-) -> FusedScores:
-    params = batch.params
+def _fuse(batch: ScoringBatch, weights: GroupWeights, keep_steps: bool) -> FusedScores:
+    params, states = batch.params, weights.states
     unknown = torch.full_like(batch.empty_per_group()[:, 0], float("nan"))
     previous, _ = stack_states([state.temperature_ema for state in states], unknown)
     return batch.ops.fuse_scores(
@@ -123,11 +162,11 @@ def _fuse(
         batch.kv_indptr,
         batch.windows,
         batch.frame_ages,
-        factors,
-        decay_rates(batch, states),
+        weights.factors,
+        weights.rates,
         previous,
         discount_floor=params.discount_floor,
-        temperature_range=(params.temperature_min, params.temperature_max) if params.entropy_temperature else None,
+        temperature_range=(params.temperature_min, params.temperature_max) if params.temperature else None,
         temperature_smoothing=params.temperature_smoothing,
         max_num_live=batch.max_num_live,
         keep_steps=keep_steps,

@@ -26,7 +26,10 @@ def advance_prior(
     batch: ScoringBatch, states: Sequence[TrajectoryState], advancing: Sequence[bool]
 ) -> list[TrajectoryState]:
     """States one step further, with the current screenshot's mutual information folded in."""
-    measured = [flag and layout.frames[-1].num_live > 0 for flag, layout in zip(advancing, batch.layouts, strict=True)]
+    measured = [
+        flag and batch.params.prior and layout.frames[-1].num_live > 0
+        for flag, layout in zip(advancing, batch.layouts, strict=True)
+    ]
     mi_emas = _running_mi(batch, states, measured)
     return [
         replace(state, step=state.step + 1, num_frames=layout.num_frames_total, mi_ema=mi) if flag else state

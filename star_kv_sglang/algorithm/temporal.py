@@ -23,7 +23,7 @@ def advance_patterns(
 ) -> list[TrajectoryState]:
     """States with the current screenshots' patterns folded in; a pattern restarts when its length changes."""
     sizes = [
-        layout.frames[-1].num_live if flag and len(layout.frames) >= 2 and batch.params.temporal_discount else 0
+        layout.frames[-1].num_live if flag and len(layout.frames) >= 2 and batch.params.temporal else 0
         for layout, flag in zip(batch.layouts, advancing, strict=True)
     ]
     if not any(sizes):
@@ -53,7 +53,7 @@ def advance_patterns(
 def decay_rates(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> torch.Tensor:
     """Decay per screenshot of age [L, R, G]; 0 for a prompt with fewer than two screenshots."""
     params = batch.params
-    discounted = [params.temporal_discount and len(layout.frames) >= 2 for layout in batch.layouts]
+    discounted = [params.temporal and len(layout.frames) >= 2 for layout in batch.layouts]
     stability, _ = stack_states([state.stability for state in states], torch.ones_like(batch.empty_per_group()))
     rate = params.discount_delta * (params.discount_eps + (1.0 - params.discount_eps) * stability)
     return torch.where(torch.tensor(discounted).to(rate.device, non_blocking=True)[:, None], rate, 0.0)

@@ -82,12 +82,14 @@ class KeptTokens:
         end: Position after its last.
         num_live: Live tokens of the core when the choice was made.
         chosen: int64 [num_layers, n], indices among these live tokens, ascending in every layer.
+        num_apart: How many of the n stay beside the budget.
     """
 
     start: int
     end: int
     num_live: int
     chosen: torch.Tensor
+    num_apart: int = 0
 
 
 class StarRadixCache(HoledTree):

@@ -47,6 +47,7 @@ class Segment:
         num_live: Live tokens of the core.
         sealed: It was pruned: it is matched whole or not at all, and never split.
         ident: Its number in the ledger of scored segments; 0 where it has no stored scores.
+        num_apart: Live tokens that stay beside the budget, in whole pages: its sinks, where a prune has kept them.
     """
 
     frame: Frame
@@ -57,6 +58,7 @@ class Segment:
     num_live: int
     sealed: bool = False
     ident: int = 0
+    num_apart: int = 0
 
     @classmethod
     def unpruned(cls, frame: Frame, start: int, end: int, page_size: int) -> Segment:
@@ -83,7 +85,13 @@ class Segment:
     def pruned_to(self, num_live: int) -> Segment:
         """The segment after a prune that leaves ``num_live`` tokens in the core."""
         # Not by ``replace``, which takes ten times as long: a step of the tree-wide budget does this for each segment.
-        return Segment(self.frame, self.start, self.end, self.core_start, self.core_end, num_live, True, self.ident)
+        return Segment(
+            self.frame, self.start, self.end, self.core_start, self.core_end, num_live, True, self.ident, self.num_apart
+        )
+
+    def with_apart(self, num_apart: int) -> Segment:
+        """The segment with so many live tokens beside the budget."""
+        return self if num_apart == self.num_apart else replace(self, num_apart=num_apart)
 
     def numbered(self, ident: int) -> Segment:
         """The segment with its number in the ledger."""

@@ -17,7 +17,8 @@ class SidePools:
     Attributes:
         frame_offsets: int16 [num_units, num_slots], raster index of the token inside its screenshot; :data:`TEXT`
             for text. A unit is what chooses for itself: a layer, or a key head of a layer.
-        frame_norms: [num_layers, num_slots], L2 norm of the token's layer input (after the input norm).
+        frame_norms: [num_layers, num_slots], L2 norm of the token's layer input (after the input norm), or what the
+            policy's ``Norms`` say; infinite in all layers for a sink, where sinks are looked for.
         attention: float32 [num_layers, num_slots], attention that the token has received so far, mean over the heads;
             None where no policy asks for it.
         scores: float16 [num_units, num_slots], the token's calibrated score when it was last scored, so that it can be

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from star_kv_sglang.cache.radix_cache import KeptTokens
 from star_kv_sglang.cache.segments import Segment
 from star_kv_sglang.engine.host_copy import HostCopy
 from star_kv_sglang.engine.plan import BatchPlan, equal_shares
+from star_kv_sglang.engine.sinks import MOST_SINKS
 from star_kv_sglang.policies.base.interface import PolicyScores, Split
 
 if TYPE_CHECKING:
@@ -32,12 +33,18 @@ class Ranking:
         spans: Packed range of each segment.
         num_kept: int32 [num_segments], how many stay, on the device.
         quotas: The same on its way to the host.
+        apart: int32 [num_segments], how many of these are beside the budget; None for none.
     """
 
     best: torch.Tensor
     spans: Sequence[tuple[int, int]]
     num_kept: torch.Tensor
     quotas: HostCopy
+    apart: HostCopy | None = None
+
+    def num_apart(self, segment: int) -> int:
+        """Tokens that stay of a segment beside the budget."""
+        return 0 if self.apart is None else int(self.apart.wait()[segment])
 
     def chosen(self, segment: int) -> torch.Tensor:
         """What each unit keeps of a segment: int64 [num_units, n], indices inside the segment."""
@@ -66,9 +73,24 @@ class Choice:
         if self.ranking is None:
             return []
         return [
-            KeptTokens(segment.start, segment.end, segment.num_live, self.ranking.chosen(i))
+            KeptTokens(segment.start, segment.end, segment.num_live, self.ranking.chosen(i), self.ranking.num_apart(i))
             for i, segment in enumerate(self.segments, start=self.first)
         ]
+
+
+@dataclass
+class _Shares:
+    """What segments share.
+
+    Attributes:
+        indptr: Bounds of the segments that share a budget.
+        budgets: One for each such group.
+        floors: What each segment keeps in any case.
+    """
+
+    indptr: list[int] = field(default_factory=lambda: [0])
+    budgets: list[int] = field(default_factory=list)
+    floors: list[int] = field(default_factory=list)
 
 
 def choose(
@@ -87,43 +109,73 @@ def choose(
         ops: Kernels or references.
     """
     spans: list[tuple[int, int]] = []
-    indptr, budgets, floors, firsts = [0], [], [], []
+    shared, firsts = _Shares(), []
+    known: list[int | None] = []
     first = 0
-    for request in plan.scored:
+    for number, request in enumerate(plan.scored):
         firsts.append(len(spans))
         for segment, start in zip(request.segments, request.segment_starts, strict=True):
             spans.append((first + start, first + start + segment.num_live))
+        known += request.known_apart
+        part = 1.0 if scored.floors is None else scored.floors[number]
         for segments_of_group, quota in request.groups:
-            indptr.append(indptr[-1] + len(segments_of_group))
-            budgets.append(quota)
+            shared.indptr.append(shared.indptr[-1] + len(segments_of_group))
+            shared.budgets.append(quota + sum(s.num_apart for s in segments_of_group))
             if split is Split.BY_SCORE:
-                floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
+                shared.floors += segment_floors(segments_of_group, quota, frame_floor, page_size)
             else:
-                floors += equal_shares(segments_of_group, quota, page_size)
+                shared.floors += part_of_shares(segments_of_group, quota, part, page_size)
         window = slice(first + request.layout.num_past, first + request.layout.num_live)
         scored.calibrated[:, window] = math.inf
         scored.layer_mean[window] = math.inf
         first += request.layout.num_live
     if not spans:
         return [Choice((), 0, None, state) for state in scored.states]
+    ranking = _rank(scored, spans, shared, known, page_size, ops)
+    return [
+        Choice(request.segments, start, ranking, state)
+        for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
+    ]
+
+
+def _rank(
+    scored: PolicyScores,
+    spans: Sequence[tuple[int, int]],
+    shared: _Shares,
+    known: Sequence[int | None],
+    page_size: int,
+    ops: Ops,
+) -> Ranking:
+    """Quotas of all segments, and each unit's best tokens; ``known``: what of a segment is known to be beside them."""
     device = scored.layer_mean.device
     segments = to_device(spans, device)
     longest = max(end - start for start, end in spans)
     quotas = ops.segment_quotas(
         scored.layer_mean,
         segments,
-        to_device(indptr, device),
-        to_device(budgets, device),
-        to_device(floors, device),
+        to_device(shared.indptr, device),
+        to_device(shared.budgets, device),
+        to_device(shared.floors, device),
         page_size=page_size,
         max_segment=longest,
     )
+    apart = None
+    if scored.apart is not None:
+        apart, added = tokens_apart(scored.apart, segments, known, page_size)
+        quotas = torch.minimum(quotas + added, segments[:, 1] - segments[:, 0])
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
-    ranking = Ranking(best, spans, quotas, HostCopy.start(quotas))
+    return Ranking(best, spans, quotas, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
+
+
+def part_of_shares(segments: Sequence[Segment], quota: int, part: float, page_size: int) -> list[int]:
+    """Tokens that each segment keeps in any case where a part of its equal share is sure and the rest is competed for.
+
+    A segment that holds no more than its share loses nothing: nobody may have scored it.
+    """
     return [
-        Choice(request.segments, start, ranking, state)
-        for request, start, state in zip(plan.scored, firsts, scored.states, strict=True)
+        share if share >= s.num_live else s.num_apart + int(part * (share - s.num_apart)) // page_size * page_size
+        for s, share in zip(segments, equal_shares(segments, quota, page_size), strict=True)
     ]
 
 
@@ -134,4 +186,26 @@ def segment_floors(segments: Sequence[Segment], quota: int, frame_floor: float, 
     """
     pages = (-(-math.ceil(frame_floor * s.core_len) // page_size) for s in segments)
     floors = [min(count * page_size, s.num_live) for count, s in zip(pages, segments, strict=True)]
-    return floors if sum(floors) <= quota else [0] * len(floors)
+    floors = floors if sum(floors) <= quota else [0] * len(floors)
+    return [min(n + s.num_apart, s.num_live) for n, s in zip(floors, segments, strict=True)]
+
+
+def tokens_apart(
+    apart: torch.Tensor, segments: torch.Tensor, known: Sequence[int | None], page_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many tokens of each segment stay beside the budget, and how many of them no quota has yet.
+
+    Args:
+        apart: bool [N], which ones.
+        segments: int32 [num_segments, 2], packed ranges.
+        known: What is known of a segment, and in its quota; None where nothing is.
+        page_size: What stays is whole pages.
+
+    Returns:
+        int32 [num_segments] each.
+    """
+    told = to_device([-1 if count is None else count for count in known], apart.device)
+    before = torch.cat([apart.new_zeros(1, dtype=torch.int32), apart.cumsum(0, dtype=torch.int32)])
+    found = (before[segments[:, 1].long()] - before[segments[:, 0].long()]).clamp(max=MOST_SINKS)
+    found = (found + page_size - 1) // page_size * page_size
+    return torch.where(told < 0, found, told), torch.where(told < 0, found, 0)

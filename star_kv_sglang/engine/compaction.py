@@ -159,7 +159,9 @@ def prune_path(
             continue
         node, segment = found
         if choice.chosen.shape[1] < segment.num_live:
-            targets.append(Target(node, segment, choice.chosen.shape[1]))
+            told = segment.with_apart(choice.num_apart)
+            tree.extra(node).replace_segment(segment, told)
+            targets.append(Target(node, told, choice.chosen.shape[1]))
             chosen.append(choice.chosen)
     if not targets:
         return done

@@ -13,8 +13,8 @@ from star_kv_sglang.policies.base.interface import KVPolicy, Queries
 MOST_WORKSPACE = 10
 """At most this part of the pool's memory is left for scoring: a small pool holds no prompts that need more."""
 FLOATS_PER_UNIT = 8
-"""Values for each live token and unit that scoring holds at its peak beside the window's attention: offsets and norms
-of the tokens, fused and calibrated scores, their order."""
+"""Values for each live token and unit that scoring holds at its peak beside `KVPolicy.saliencies`: offsets and norms of
+the tokens, fused and calibrated scores, their order."""
 
 
 class SidePoolKinds(TypedDict):
@@ -97,5 +97,5 @@ class MemoryPlan:
 
     def _workspace_per_token(self, num_layers: int, num_groups: int) -> int:
         units = num_groups if self._policy.per_head else 1
-        floats = num_groups + FLOATS_PER_UNIT * units
+        floats = num_groups * self._policy.saliencies + FLOATS_PER_UNIT * units
         return num_layers * floats * torch.float32.itemsize

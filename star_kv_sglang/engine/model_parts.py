@@ -77,7 +77,15 @@ class ModelParts:
         side = SidePools.allocate(len(keys), num_slots, device=keys[0].device, **kinds)
         pools = KVPools(keys, values, side, per_head=policy.per_head, merge=merge_of(config, policy))
         ops = default_ops(keys[0].device)
-        observer = Observer(pools, policy.pool_width, ops, faults, queries=policy.queries, norms=policy.norms)
+        observer = Observer(
+            pools,
+            policy.pool_width,
+            ops,
+            faults,
+            queries=policy.queries,
+            norms=policy.norms,
+            sink_ratio=policy.sink_ratio,
+        )
         if vision is not None and config.prunes and policy.norms is not Norms.NONE:
             observer.watch_layers(runner.model)
         ranks = Ranks.of_model(runner)

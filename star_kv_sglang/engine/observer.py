@@ -14,6 +14,7 @@ from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.plan import BatchPlan
 from star_kv_sglang.engine.ranges import stage
+from star_kv_sglang.engine.sinks import SinkWatch
 from star_kv_sglang.policies.base.interface import Norms, Queries
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Observer:
         faults: What fails here costs the batch its scores; the forward goes on.
         queries: Whose attention is wanted.
         norms: What is recorded of the layers' inputs.
+        sink_ratio: Norm of a sink's layer input, over the median of its screenshot; None: nobody looks for sinks.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Observer:
         *,
         queries: Queries = Queries.WINDOW,
         norms: Norms = Norms.INPUT,
+        sink_ratio: float | None = None,
     ) -> None:
         self.ops = ops
         self.plan: BatchPlan | None = None
@@ -87,6 +90,7 @@ class Observer:
         self._pool_width = pool_width
         self._queries = queries
         self._norms = norms
+        self._sinks = None if sink_ratio is None else SinkWatch(sink_ratio, len(pools.keys), ops)
         self._frame_sizes: list[int] = []
         self._visual_rows: Rows | None = None
         self._visual_slots: torch.Tensor | None = None
@@ -96,18 +100,24 @@ class Observer:
         self._query_indptr: torch.Tensor | None = None
 
     def watch_layers(self, model: nn.Module) -> None:
-        """Hook the attention module of every decoder layer.
+        """Hook the attention module of every decoder layer, and its input norm where sinks are looked for.
 
         Works for every model whose layer calls ``self_attn(positions=..., hidden_states=..., forward_batch=...)``
-        after its input norm and
-        whose attention ends in SGLang's RadixAttention: Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
+        after its ``input_layernorm``, and whose attention ends in SGLang's RadixAttention: Qwen2-VL, Qwen2.5-VL,
+        Qwen3-VL.
+
+        Raises:
+            RuntimeError: Sinks are looked for, and a layer has no ``input_layernorm``.
         """
         from sglang.srt.layers.radix_attention import RadixAttention
 
-        for module in model.modules():
-            for layer in module.children():
-                if isinstance(layer, RadixAttention):
-                    module.register_forward_pre_hook(_norm_hook(self, layer.layer_id), with_kwargs=True)
+        for block in model.modules():
+            for module in block.children():
+                for layer in module.children():
+                    if isinstance(layer, RadixAttention):
+                        module.register_forward_pre_hook(_norm_hook(self, layer.layer_id), with_kwargs=True)
+                        if self._sinks is not None:
+                            _input_norm(block).register_forward_hook(_input_hook(self, layer.layer_id))
 
     def begin(self, out_cache_loc: torch.Tensor, kv_indices: torch.Tensor, kv_indptr: torch.Tensor) -> None:
         """The forward of the planned batch begins.
@@ -178,6 +188,8 @@ class Observer:
             self._frame_indptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).int().to(device, non_blocking=True)
             centre_ids = torch.arange(len(runs), dtype=torch.int32).repeat_interleave(sizes)
             self._centre_ids = centre_ids.to(device, non_blocking=True)
+            if self._sinks is not None:
+                self._sinks.begin(self._frame_sizes, self._frame_indptr)
         if self._visual_rows is not None:
             self._visual_slots = out_cache_loc[self._visual_rows].long()
             self._pools.side.frame_offsets[:, self._visual_slots] = torch.cat(offsets).to(device, non_blocking=True)
@@ -194,6 +206,27 @@ class Observer:
         first = segment.start - segment.frame.start
         offsets = torch.arange(first, first + segment.end - segment.start, dtype=torch.int16)
         self._pools.side.frame_offsets[:, slots] = offsets.to(slots.device, non_blocking=True)
+        # What lay there before may have been a sink.
+        self._pools.side.frame_norms[:, slots] = 0.0
+
+    def observe_inputs(self, layer: int, inputs: torch.Tensor) -> None:
+        """Look for sinks in a layer's input, where they are looked for.
+
+        Args:
+            layer: Index of the layer.
+            inputs: [num_new_tokens, C], before the input norm.
+        """
+        sinks, rows = self._sinks, self._visual_rows
+        if self.plan is not None and sinks is not None and rows is not None and sinks.looks_at(layer):
+            with self._observing(self.plan), stage("sinks"):
+                sinks.observe(inputs[rows])
+
+    def end(self) -> None:
+        """The forward is queued; what it has shown is told by the side pools from now on."""
+        if self.plan is not None and self._sinks is not None and self._visual_slots is not None:
+            with self._observing(self.plan), stage("sinks"):
+                self._sinks.end(self._visual_slots, self._pools.side.frame_norms)
+        self.plan = None
 
     def observe_norms(self, layer: int, hidden: torch.Tensor) -> None:
         """Record the norms of the layer's input, or of its difference from each screenshot's mean.
@@ -211,7 +244,13 @@ class Observer:
         if self._frame_indptr is not None:
             with stage("frame_means"):
                 visual = hidden[rows]
-                centres = self.ops.frame_means(visual, self._frame_indptr, max_rows=max(self._frame_sizes))
+                centres = self.ops.frame_means(
+                    visual,
+                    self._frame_indptr,
+                    None if self._sinks is None else self._sinks.excess,
+                    max_rows=max(self._frame_sizes),
+                    most_excess=0.0 if self._sinks is None else self._sinks.ratio,
+                )
         with stage("frame_norms"):
             visual = hidden[rows] if visual is None else visual
             self.ops.frame_norms(visual, slots, self._pools.side.frame_norms[layer], centres, self._centre_ids)
@@ -265,6 +304,28 @@ class Observer:
                 out=plan.group_scores[layer],
                 log_sums=None if log_sums is None else log_sums[self._window_rows].contiguous(),
             )
+
+
+def _input_norm(block: nn.Module) -> nn.Module:
+    """The norm that a decoder layer begins with."""
+    norm = getattr(block, "input_layernorm", None)
+    if norm is None:
+        raise RuntimeError(
+            f"cannot look for sinks: {type(block).__name__} has no input_layernorm, whose input shows them; start with "
+            '--kv-policy-config \'{"sinks": "off"}\''
+        )
+    found: nn.Module = norm
+    return found
+
+
+def _input_hook(observer: Observer, layer: int) -> Any:
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        del module
+        # Where the layer before has left something to add, the norm adds it first and returns the sum.
+        adds = len(args) > 1 and args[1] is not None
+        observer.observe_inputs(layer, output[1] if adds else args[0])
+
+    return record
 
 
 def _norm_hook(observer: Observer, layer: int) -> Any:

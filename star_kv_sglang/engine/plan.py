@@ -67,9 +67,18 @@ class RequestPlan:
 
     @property
     def groups(self) -> list[tuple[Sequence[Segment], int]]:
-        """Segments that share a budget, and that budget: those before the window, where there are any, and its own."""
-        outside, inside = self.segments[: self.num_outside], self.segments[self.num_outside :]
+        """Segments that share a budget, and that budget: those before the window, where there are any, and its own.
+
+        Before the window nothing stays beside the budget.
+        """
+        outside, inside = none_apart(self.segments[: self.num_outside]), self.segments[self.num_outside :]
         return [*([(outside, self.quota_outside)] if outside else []), (inside, self.quota)]
+
+    @property
+    def known_apart(self) -> list[int | None]:
+        """Tokens of each segment that stay beside the budget: none before the window, None where nobody knows yet."""
+        inside = self.segments[self.num_outside :]
+        return [0] * self.num_outside + [segment.num_apart or None for segment in inside]
 
 
 @dataclass
@@ -169,7 +178,7 @@ def plan_request(
     segments = _private_segments(tree, req, path, shown, end, peer_prefix_len) if window else ()
     segments = tuple(segment for segment in segments if segment.frame.start not in left_out)
     num_outside = image_window.num_outside([frame for frame in frames if frame.start not in left_out], segments)
-    outside, inside = segments[:num_outside], segments[num_outside:]
+    outside, inside = none_apart(segments[:num_outside]), segments[num_outside:]
     quota, quota_outside = visual_quota(inside, budget), visual_quota(outside, image_window.rest)
     return RequestPlan(
         req=req,
@@ -223,10 +232,17 @@ def stored_frames(frames: Sequence[Frame], known: Sequence[Segment], in_tree: in
 
 
 def equal_shares(segments: Sequence[Segment], quota: int, page_size: int) -> list[int]:
-    """Tokens that each segment keeps when all keep the same share of theirs; what rounding leaves is won by score."""
+    """Tokens that each segment keeps when all keep the same share of theirs, and what is beside the budget; what
+    rounding leaves is won by score.
+    """
     total = sum(segment.core_len for segment in segments)
     shares = [quota * segment.core_len // total for segment in segments]
-    return [min(n // page_size * page_size, s.num_live) for n, s in zip(shares, segments, strict=True)]
+    return [min(n // page_size * page_size + s.num_apart, s.num_live) for n, s in zip(shares, segments, strict=True)]
+
+
+def none_apart(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments with nothing beside the budget."""
+    return [segment.with_apart(0) for segment in segments]
 
 
 def uncut_frames(frames: Sequence[Frame], segments: Sequence[Segment], quota: int, page_size: int) -> frozenset[int]:

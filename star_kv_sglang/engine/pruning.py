@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from star_kv_sglang.cache.radix_cache import StarRadixCache, Stored
@@ -43,9 +42,8 @@ def keep_newest_pattern(tree: StarRadixCache, path: Sequence[TreeNode], *, priva
         if tree.end_of(node) <= private_from:
             return
         extra = tree.extra(node)
-        # One that the newest shares, as it brought no screenshot, takes no memory of its own.
-        if extra.state is not None and extra.state.pattern_ema is not newest.pattern_ema:
-            extra.state = replace(extra.state, pattern_ema=None)
+        if extra.state is not None:
+            extra.state = extra.state.without_patterns(newest)
 
 
 class Pruning:

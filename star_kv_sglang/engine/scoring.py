@@ -15,6 +15,7 @@ from star_kv_sglang.engine.ranks import Agreement
 from star_kv_sglang.engine.records import Requests, ScoredPrompt
 from star_kv_sglang.engine.sanity import without_nan
 from star_kv_sglang.engine.sharing import PromptSharing
+from star_kv_sglang.engine.sinks import set_apart
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, Split
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Scoring:
         self._parts.batch_holes = None
         if plan is None:
             return
-        self._parts.observer.plan = None
+        self._parts.observer.end()
         for request in plan.requests:
             # Observing may have broken off in a layer: then what the others were given is not known.
             if request.new_frames and plan.has_told_places and plan.kv_indices is not None:
@@ -127,6 +128,7 @@ class Scoring:
         with stage("fuse"):
             seen = self._observation(plan, slots, indptr)
             scored, corrupt = without_nan(self._policy.score(seen), seen)
+            scored = set_apart(scored, seen, keeps=self._policy.keeps_sinks)
         with stage("store"):
             self._store_scores(seen, scored)
         with stage("select"):
@@ -136,7 +138,8 @@ class Scoring:
             else:
                 choices = choose(
                     plan,
-                    scored,
+                    # Who asks for equal shares gets them.
+                    scored if self._config.frame_split is None else replace(scored, floors=None),
                     split=self._split,
                     frame_floor=self._config.frame_floor,
                     page_size=self._tree.page_size,
@@ -172,6 +175,8 @@ class Scoring:
             unread = request.uncut_frames & stored if wants_storing else request.uncut_frames
             skip_storing |= {(index, frame) for frame in stored}
             skip_scoring |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
+        norms = pools.side.frame_norms[:, slots].float()
+        sinks = None if self._policy.sink_ratio is None else norms.isinf()
         return Observation(
             layouts=[request.layout for request in plan.scored],
             states=[request.state for request in plan.scored],
@@ -181,12 +186,15 @@ class Scoring:
             keys=pools.keys,
             values=pools.values,
             frame_offsets=pools.side.frame_offsets[:, slots],
-            frame_norms=pools.side.frame_norms[:, slots].float(),
+            frame_norms=norms if sinks is None else norms.masked_fill(sinks, 0.0),
+            sinks=sinks,
             attention=attention,
+            all_groups=ranks.all_groups,
             ops=self._parts.ops,
             skip_scoring=skip_scoring,
             skip_storing=skip_storing,
             wants_storing=wants_storing,
+            split=self._split,
         )
 
     def _store_scores(self, seen: Observation, scored: PolicyScores) -> None:

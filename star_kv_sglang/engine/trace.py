@@ -61,6 +61,7 @@ class PruneTrace:
             "segment": [segment.core_start - frame.start, segment.core_end - frame.start],
             "image_hash": frame.image_hash,
             "budget": budget,
+            "num_apart": segment.num_apart,
             "step": self._count,
             "prompt_len": len(req.origin_input_ids),
             "after": after,

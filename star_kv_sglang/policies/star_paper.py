@@ -1,13 +1,16 @@
-"""STaR-KV (arXiv 2606.01790): window attention, spatial boost, mutual-information prior, temporal discount."""
+"""STaR-KV as published (arXiv 2606.01790): the scorer of `star` with the window's attention as its only saliency.
+
+Text and screenshots compete, and the boost goes to the norm of the layer's input, as in the paper.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from star_kv_sglang.algorithm.pipeline import score_batch
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.policies.base.interface import KVPolicy, Norms, Observation, PolicyScores
 from star_kv_sglang.policies.base.params import PublishedParams
+from star_kv_sglang.policies.base.steps import window_saliency
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,12 @@ class Params(PublishedParams):
 
 
 class Policy(KVPolicy[Params]):
-    """The published scorer, with its trajectory state inherited by branches."""
+    """The question has all of the say, with its trajectory state inherited by branches."""
 
     norms = Norms.INPUT
 
     def score(self, seen: Observation) -> PolicyScores:
         """All steps of the method."""
         inherited = seen.states if self.params.trajectory_state else [TrajectoryState()] * len(seen.states)
-        scored = score_batch(
-            seen.attended,
-            seen.layouts,
-            seen.kv_indptr,
-            seen.frame_offsets,
-            seen.frame_norms,
-            inherited,
-            self.params.scorer,
-            ops=seen.ops,
-        )
+        scored = window_saliency(seen, inherited, self.params.scorer)
         return PolicyScores(scored.calibrated, scored.layer_mean, scored.states)

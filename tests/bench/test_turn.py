@@ -146,8 +146,9 @@ def test_both_profiles_come_from_a_real_engine(tmp_path: Path) -> None:
     with environment(checks), preloaded_processes(), kept_at_shutdown():
         profile = profile_turn(tmp_path, case, arguments)
     stages = {one.name: one.num_ranges for one in profile.turn.stages}
-    once = dict.fromkeys(("begin", "fuse", "store", "select", "state", "prune", "register"), 1)
-    assert stages == {**once, "frame_means": 2, "frame_norms": 2}
+    once = dict.fromkeys(("begin", "fuse", "store", "select", "agree", "state", "prune", "register"), 1)
+    # Sinks are looked for in the second layer, and marked behind the last.
+    assert stages == {**once, "frame_means": 2, "frame_norms": 2, "sinks": 2}
     assert profile.turn.num_prefills == 1
     assert profile.decode.num_prefills == 0
     # the profiler starts and ends some steps late

@@ -29,7 +29,7 @@ ENGINE: Final[Mapping[str, Any]] = {
         "prior_warmup_steps": 0,
         "prior_ramp_steps": 1,
         "prior_lambda": 1.0,
-        "temporal_discount": True,
+        "temporal": True,
     },
     "max_prefill_tokens": 64,
 }

@@ -88,7 +88,7 @@ def test_a_pruning_variant_has_all_budgets_and_the_full_cache_one() -> None:
     protocols = (Protocol.PERSISTENT, Protocol.STATELESS)
     assert len(cells_of(Variant("star", "star"), (0.2, 0.1, 0.05), protocols)) == 6
     assert {cell.budget for cell in cells_of(Variant("full", "full"), (0.2, 0.1), protocols)} == {1.0}
-    assert {cell.budget for cell in cells_of(ABLATIONS[0], (0.2, 0.1, 0.05), protocols)} == {0.2, 0.1}
+    assert {cell.budget for cell in cells_of(ABLATIONS[0], (0.2, 0.1, 0.05, 0.4), protocols)} == {0.2, 0.1, 0.05}
 
 
 def test_names_of_cells_and_variants_are_unique() -> None:

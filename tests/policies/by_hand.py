@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -144,12 +146,28 @@ def _residual(run: Prefill, layer: int, first: int, position: int, current: rang
     return total / NUM_GROUPS
 
 
-def star_paper(run: Prefill, prompt: Prompt, first: int) -> Rows:
-    """The first prompt of a branch: the prior is off, and every pattern equals its running mean."""
-    return _published(run, prompt, first, centred=False)
+@dataclass(frozen=True)
+class Axes:
+    """Settings of the axes, for the first prompt of a branch: every pattern equals its running mean."""
+
+    prior: bool = True
+    temporal: bool = True
+    temperature: bool = True
+    subspaces: bool = True
+    prior_warmup_steps: int = 5
+    prior_ramp_steps: int = 10
+
+    @property
+    def prior_weight(self) -> float:
+        is_on = self.prior and self.prior_warmup_steps == 0
+        return PARAMS.prior_lambda * min(1.0, 1 / self.prior_ramp_steps) if is_on else 0.0
 
 
-def _published(run: Prefill, prompt: Prompt, first: int, *, centred: bool) -> Rows:
+def star_paper(run: Prefill, prompt: Prompt, first: int, **axes: Any) -> Rows:
+    return _published(run, prompt, first, Axes(**axes), centred=False)
+
+
+def _published(run: Prefill, prompt: Prompt, first: int, axes: Axes, *, centred: bool) -> Rows:
     scores = windowed(run, prompt, first, PARAMS.observation_window)
     num_past = scores.shape[2]
     start, end = prompt.spans[-1]
@@ -161,19 +179,75 @@ def _published(run: Prefill, prompt: Prompt, first: int, *, centred: bool) -> Ro
         heads = scores[layer].clone()
         heads[:, start:end] += PARAMS.boost_alpha * (z / PARAMS.boost_temperature).softmax(0)
         base = heads.mean(0)
-        entropy = -sum(float(p) * math.log(p) for p in base / base.sum() if p > 0) / math.log(num_past)
-        temperature = PARAMS.temperature_min + (PARAMS.temperature_max - PARAMS.temperature_min) * entropy
-        final = base.clone()
+        final = base * prior_factors(heads.unflatten(0, (NUM_GROUPS, -1)).mean(1), prompt, axes)
         for age, (a, b) in enumerate(reversed(prompt.spans)):
-            final[a:b] *= math.exp(-PARAMS.discount_delta * age)
-        rows.append(final ** (1 / temperature))
+            final[a:b] *= math.exp(-PARAMS.discount_delta * age) if axes.temporal else 1
+        rows.append(final ** (1 / entropy_temperature(base, axes)))
     return per_mean(torch.stack(rows), num_past, prompt.length)
 
 
-def star(run: Prefill, prompt: Prompt, first: int, question_share: float | None = None) -> Rows:
+def entropy_temperature(base: torch.Tensor, axes: Axes) -> float:
+    """Of scores that are not below 0."""
+    if not axes.temperature:
+        return 1.0
+    entropy = -sum(float(p) * math.log(p) for p in base / base.sum() if p > 0) / math.log(len(base))
+    return PARAMS.temperature_min + (PARAMS.temperature_max - PARAMS.temperature_min) * entropy
+
+
+def prior_factors(groups: torch.Tensor, prompt: Prompt, axes: Axes) -> torch.Tensor:
+    """[position], from the saliency [G, position] of each group; what the newest screenshot tells decides."""
+    groups = groups if axes.subspaces else groups.mean(0, keepdim=True).expand_as(groups)
+    _, num_rows, num_cols = prompt.frames[-1]
+    start, end = prompt.spans[-1]
+    told = torch.tensor([information(group[start:end].tolist(), num_rows, num_cols) for group in groups])
+    spread = float(told.max() - told.min())
+    scaled = (told - told.min()) / spread if spread > 1e-4 else torch.full_like(told, 0.5)
+    weights = (scaled.double() / PARAMS.prior_tau).softmax(0)
+    strongest = [max(range(NUM_GROUPS), key=lambda g: (float(column[g]), -g)) for column in groups.T]
+    factor = axes.prior_weight
+    return torch.stack([1 - factor + factor * NUM_GROUPS * weights[group] for group in strongest])
+
+
+def information(scores: Sequence[float], num_rows: int, num_cols: int) -> float:
+    """Mutual information of 16 bins of scores and 12 x 12 bins of the screen, in nats."""
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
+    pairs = []
+    for i in range(len(scores)):
+        row, col = divmod(i, num_cols)
+        place = (math.floor((row + 0.5) / num_rows * 12), math.floor((col + 0.5) / num_cols * 12))
+        pairs.append((order.index(i) * 16 // len(scores), place))
+    joint, by_value, by_place = Counter(pairs), Counter(v for v, _ in pairs), Counter(p for _, p in pairs)
+    return sum(n / len(scores) * math.log(n * len(scores) / (by_value[v] * by_place[p])) for (v, p), n in joint.items())
+
+
+def looks(run: Prefill, prompt: Prompt, first: int, axes: Axes) -> Rows:
+    """What stands out: `distinct`, its distances weighed by the groups in whose values they lie."""
+    rows = [[0.0] * prompt.length for _ in range(NUM_LAYERS)]
+    for layer in range(NUM_LAYERS):
+        groups = torch.zeros(NUM_GROUPS, prompt.length, dtype=torch.float64)
+        distances = [0.0] * prompt.length
+        for start, end in prompt.spans:
+            distances[start:end] = _distances(run.hidden[layer, first + start : first + end])
+            own = [_distances(run.value[layer, first + start : first + end, g]) for g in range(NUM_GROUPS)]
+            for i in range(end - start):
+                mean = sum(group[i] for group in own) / NUM_GROUPS
+                for g in range(NUM_GROUPS):
+                    groups[g, start + i] = distances[start + i] * own[g][i] / mean
+        factors = prior_factors(groups, prompt, axes).tolist()
+        for (start, num_rows, num_cols), (_, end) in zip(prompt.frames, prompt.spans, strict=True):
+            rows[layer][start:end] = standing_out(distances[start:end], num_rows, num_cols, factors=factors[start:end])
+    return rows
+
+
+def _distances(vectors: torch.Tensor) -> list[float]:
+    """Of each vector to the mean of all."""
+    return [float(norm) for norm in (vectors.double() - vectors.double().mean(0)).norm(dim=-1)]
+
+
+def star(run: Prefill, prompt: Prompt, first: int, question_share: float | None = None, **axes: Any) -> Rows:
     """Two lists that are filled in turns; a prompt with one screenshot has only what stands out."""
-    standing_out = distinct(run, prompt, first)
-    asked = _published(run, prompt, first, centred=True)
+    standing_out = looks(run, prompt, first, Axes(**axes))
+    asked = _published(run, prompt, first, Axes(**axes), centred=True)
     share = _share(prompt, question_share)
     rows = [[0.0] * prompt.length for _ in range(NUM_LAYERS)]
     for layer in range(NUM_LAYERS):
@@ -200,11 +274,13 @@ def _share(prompt: Prompt, question_share: float | None) -> float:
     return 0.5 if len(prompt.frames) > 1 else 0.0
 
 
-def star_mean(run: Prefill, prompt: Prompt, first: int, question_share: float | None = None) -> list[float]:
-    """What screenshots compete by: the published score where the question has a share."""
+def star_mean(
+    run: Prefill, prompt: Prompt, first: int, question_share: float | None = None, **axes: Any
+) -> list[float]:
+    """What screenshots compete by: the window's score where the question has a share."""
     if _share(prompt, question_share):
-        return mean_of(_published(run, prompt, first, centred=True))
-    return mean_of(star(run, prompt, first, question_share))
+        return mean_of(_published(run, prompt, first, Axes(**axes), centred=True))
+    return mean_of(star(run, prompt, first, question_share, **axes))
 
 
 def mean_of(rows: Rows) -> list[float]:
@@ -235,6 +311,7 @@ def standing_out(
     peaks: bool = True,
     kept_before: float = KEPT_BEFORE,
     before: Mapping[int, float] = MappingProxyType({}),
+    factors: Sequence[float] | None = None,
 ) -> list[float]:
     """Scores of a whole screenshot in one layer, by place.
 
@@ -243,6 +320,7 @@ def standing_out(
         num_rows, num_cols: The grid.
         beside_peak, peaks, kept_before: The settings.
         before: What the screenshot before has kept: distance by place.
+        factors: What else each distance is multiplied by.
     """
     near = [_near(i, num_rows, num_cols) for i in range(len(norms))]
     is_peak = [peaks and norm == max(norms[j] for j in near[i]) for i, norm in enumerate(norms)]
@@ -252,6 +330,7 @@ def standing_out(
             counted[i] *= beside_peak
         if i in before and abs(before[i] - norm) <= 0.1 * norm:
             counted[i] *= kept_before
+        counted[i] *= 1 if factors is None else factors[i]
     return [
         sum(other < one for other in counted) / (len(counted) - 1) + (is_peak[i] and beside_peak == 0)
         for i, one in enumerate(counted)
@@ -296,17 +375,23 @@ def chosen_by_hand(name: str, run: Prefill, **settings: Any) -> list[list[list[l
     """
     result, first = [], 0
     for prompt in PROMPTS:
-        rows = RULES[name](run, prompt, first, **settings)
-        mean = MEANS[name](run, prompt, first, **settings) if name in MEANS else mean_of(rows)
-        result.append(_choose(rows, mean, prompt, by_size=name in BY_SIZE))
+        rule = {key: value for key, value in settings.items() if key != "question_competes"}
+        rows = RULES[name](run, prompt, first, **rule)
+        mean = MEANS[name](run, prompt, first, **rule) if name in MEANS else mean_of(rows)
+        part = 1.0
+        if name == "star":
+            part -= _share(prompt, settings.get("question_share")) * settings.get("question_competes", 0.5)
+        result.append(_choose(rows, mean, prompt, by_size=name in BY_SIZE, part=part))
         first += prompt.length
     return result
 
 
-def _choose(rows: Rows, mean: list[float], prompt: Prompt, *, by_size: bool) -> list[list[list[int]]]:
+def _choose(
+    rows: Rows, mean: list[float], prompt: Prompt, *, by_size: bool, part: float = 1.0
+) -> list[list[list[int]]]:
     sizes = [end - start for start, end in prompt.spans]
     budget = math.ceil(BUDGET * sum(sizes))
-    shares = [budget * n // sum(sizes) if by_size else math.ceil(0.02 * n) for n in sizes]
+    shares = [math.floor(part * (budget * n // sum(sizes))) if by_size else math.ceil(0.02 * n) for n in sizes]
     taken = [_best(mean, start, end, n) for (start, end), n in zip(prompt.spans, shares, strict=True)]
     rest = [p for (a, b), kept in zip(prompt.spans, taken, strict=True) for p in range(a, b) if p not in kept]
     winners = set(sorted(rest, key=lambda p: (-mean[p], p))[: budget - sum(shares)])

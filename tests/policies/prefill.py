@@ -17,6 +17,7 @@ from star_kv_sglang.engine.compaction import KVPools
 from star_kv_sglang.engine.faults import FaultLog
 from star_kv_sglang.engine.observer import Observer
 from star_kv_sglang.engine.plan import BatchPlan, RequestPlan, visual_quota
+from star_kv_sglang.engine.sinks import set_apart
 from star_kv_sglang.engine.stats import PolicyCounters
 from star_kv_sglang.policies import policy_class, policy_keys, policy_params
 from star_kv_sglang.policies.base.interface import KVPolicy, Observation, Queries
@@ -40,7 +41,8 @@ class Prompt:
         return [(start, start + rows * cols) for start, rows, cols in self.frames]
 
 
-PROMPTS = (Prompt(((3, 3, 4), (19, 2, 7), (36, 4, 3)), 55), Prompt(((2, 5, 2),), 19))
+# The newest screenshot of the first has more columns than position bins, so that heads differ in what they tell.
+PROMPTS = (Prompt(((3, 3, 4), (19, 2, 7), (36, 2, 15)), 73), Prompt(((2, 5, 2),), 19))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Prefill:
     key: torch.Tensor  # [L, N, G, D]
     value: torch.Tensor  # [L, N, G, D]
     hidden: torch.Tensor  # [L, N, C]
+    before_norm: torch.Tensor  # [L, N, C], the same before the input norm
     slots: torch.Tensor  # [N]
 
     @classmethod
@@ -62,13 +65,9 @@ class Prefill:
             return torch.randn(NUM_LAYERS, num, *shape, generator=generator)
 
         slots = torch.randperm(2 * num, generator=generator)[:num] + 1
-        return cls(
-            normal(NUM_HEADS, HEAD_DIM) * 2,
-            normal(NUM_GROUPS, HEAD_DIM),
-            normal(NUM_GROUPS, HEAD_DIM),
-            normal(HIDDEN),
-            slots,
-        )
+        query, key = normal(NUM_HEADS, HEAD_DIM) * 2, normal(NUM_GROUPS, HEAD_DIM)
+        value, hidden = normal(NUM_GROUPS, HEAD_DIM), normal(HIDDEN)
+        return cls(query, key, value, hidden, hidden, slots)
 
 
 def window_of(policy: KVPolicy[Any], prompt: Prompt) -> int:
@@ -96,7 +95,8 @@ def chosen_by_engine(name: str, run: Prefill, chunk: int | None = None, **settin
     """
     policy = make_policy(name, **settings)
     plan, seen = watched(policy, run, chunk)
-    choices = choose(plan, policy.score(seen), split=policy.split, frame_floor=0.02, page_size=1, ops=seen.ops)
+    scored = set_apart(policy.score(seen), seen, keeps=policy.keeps_sinks)
+    choices = choose(plan, scored, split=policy.split, frame_floor=0.02, page_size=1, ops=seen.ops)
     return [
         [
             [sorted(segment.start + i for i in unit.tolist()) for unit in kept.chosen]
@@ -126,7 +126,15 @@ def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tu
     """What a policy is told of the prefill."""
     ops, pools = get_ops("reference"), pools_of(policy, run)
     side, faults = pools.side, FaultLog(PolicyCounters())
-    observer = Observer(pools, policy.pool_width, ops, faults, queries=policy.queries, norms=policy.norms)
+    observer = Observer(
+        pools,
+        policy.pool_width,
+        ops,
+        faults,
+        queries=policy.queries,
+        norms=policy.norms,
+        sink_ratio=policy.sink_ratio,
+    )
     plans, first = [], 0
     if chunk is not None:
         observe(observer, BatchPlan([planned(PROMPTS[0], 0, 0, chunk)]), run, torch.arange(chunk), run.slots[:chunk])
@@ -139,7 +147,8 @@ def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tu
         rows.append(torch.arange(first + one.new_start, first + one.new_end))
         first += one.new_end
     observe(observer, plan, run, torch.cat(rows), run.slots)
-    summed = side.attention
+    summed, norms = side.attention, side.frame_norms[:, run.slots]
+    sinks = None if policy.sink_ratio is None else norms.isinf()
     assert plan.indptr is not None
     seen = Observation(
         layouts=[one.layout for one in plans],
@@ -150,7 +159,8 @@ def watched(policy: KVPolicy[Any], run: Prefill, chunk: int | None = None) -> tu
         keys=pools.keys,
         values=pools.values,
         frame_offsets=side.frame_offsets[:, run.slots],
-        frame_norms=side.frame_norms[:, run.slots],
+        frame_norms=norms if sinks is None else norms.masked_fill(sinks, 0.0),
+        sinks=sinks,
         attention=plan.group_scores if summed is None else summed[:, None, run.slots],
         ops=ops,
         wants_storing=True,
@@ -186,5 +196,7 @@ def observe(observer: Observer, plan: BatchPlan, run: Prefill, rows: torch.Tenso
     observer.plan = plan
     observer.begin(run.slots[rows], live, torch.tensor(indptr, dtype=torch.int32))
     for layer in range(NUM_LAYERS):
+        observer.observe_inputs(layer, run.before_norm[layer, rows])
         observer.observe_norms(layer, run.hidden[layer, rows])
         observer.observe_queries(layer, run.query[layer, rows], SM_SCALE)
+    observer.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ import torch
 
 from star_kv_sglang.algorithm.layout import FrameSpan, PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.policies.base.axes import group_saliency
 from star_kv_sglang.policies.base.distinctness import is_kept_before
 from star_kv_sglang.policies.base.interface import Observation
 from star_kv_sglang.triton_ops.dispatch import get_ops
 from tests.policies.by_hand import standing_out
 from tests.policies.prefill import make_policy
 
-NUM_LAYERS, WINDOW = 3, 4
+NUM_LAYERS, NUM_GROUPS, WINDOW = 3, 2, 4
 GRID = (4, 5)
 NUM_PLACES = GRID[0] * GRID[1]
 NUM_LEFT = 9
@@ -46,7 +48,7 @@ def two_screenshots(seed: int, *, before: tuple[int, int] = GRID, num_left: int 
         kv_indptr=torch.tensor([0, layout.num_live], dtype=torch.int32),
         slots=torch.arange(layout.num_live) + 1,
         keys=[],
-        values=[],
+        values=[torch.randn(layout.num_live + 1, NUM_GROUPS, 4, generator=generator) for _ in range(NUM_LAYERS)],
         frame_offsets=torch.cat([TEXT, held, places, TEXT], dim=1).to(torch.int16),
         frame_norms=torch.cat([0.0 * TEXT, earlier, now, 0.0 * TEXT], dim=1),
         attention=None,
@@ -87,6 +89,34 @@ def test_copies_of_what_the_screenshot_before_has_kept_count_as_set(
 ) -> None:
     seen = two_screenshots(seed)
     assert best_first(name, seen, **settings) == best_first_by_hand(seen, **settings)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_copy_counts_as_much_as_its_group_s_pattern_is_stable(seed: int) -> None:
+    """The first two prompts of a branch have no pattern but their own, which is stable; this is a later one."""
+    generator = torch.Generator().manual_seed(seed + 40)
+    running = torch.rand(NUM_LAYERS, NUM_GROUPS, NUM_PLACES, generator=generator) ** 3
+    running /= running.mean(dim=2, keepdim=True)
+    looks = TrajectoryState(step=1, num_frames=1, pattern_ema=running.half())
+    seen = replace(two_screenshots(seed), states=[TrajectoryState(num_frames=1, looks=looks)])
+    copies, saliency = is_kept_before(seen, 0, 1), group_saliency(seen, subspaces=True)[..., seen.frame(0, 1)]
+    assert copies is not None
+    orders, stable = [], []
+    for layer in range(NUM_LAYERS):
+        factors = []
+        for place in range(NUM_PLACES):
+            group = max(range(NUM_GROUPS), key=lambda g: float(saliency[layer, g, place]))
+            now = saliency[layer, group].double() / saliency[layer, group].double().mean()
+            mixed = 0.9 * running[layer, group].half().double() + 0.1 * now
+            stable.append(float((now @ mixed) / (now.norm() * mixed.norm())))
+            factors.append(1 - 0.6 * float(copies[layer, place]) * stable[-1])
+        distances = seen.frame_norms[layer, seen.frame(0, 1)].tolist()
+        scores = standing_out(distances, *GRID, factors=factors)
+        orders.append(sorted(range(NUM_PLACES), key=lambda place: (-scores[place], place)))
+    assert max(stable) < 0.9
+    assert best_first("star", seen, kept_before=0.4) == orders
+    assert best_first("star", seen, kept_before=0.4) != best_first("distinct", seen, kept_before=0.4)
+    assert best_first("star", seen, kept_before=0.4, temporal=False) == best_first("distinct", seen, kept_before=1.0)
 
 
 def test_copies_make_a_difference_in_every_layer() -> None:

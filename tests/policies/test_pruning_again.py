@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import median_low
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from star_kv_sglang.policies.base import distinctness
 from star_kv_sglang.policies.base.grid import is_beside_peak
-from star_kv_sglang.policies.base.interface import Observation, PolicyScores
+from star_kv_sglang.policies.base.interface import Observation, PolicyScores, Split
+from tests.policies.by_hand import Axes, entropy_temperature
 from tests.policies.prefill import NUM_LAYERS, Prefill, make_policy, watched
 
 
@@ -60,8 +62,29 @@ def test_a_token_s_place_counts_in_what_its_screenshot_shows(name: str) -> None:
                 shown = max(1, shown_by_hand(seen, request, index, layer))
                 counts.add(shown)
                 best_first = stored[layer, span][order[layer]].tolist()
-                assert best_first == pytest.approx([shown / (shown + place) for place in range(frame.num_live)])
+                # `distinct` is without axes.
+                temperature = entropy_temperature(seen.frame_norms[layer, span], Axes(temperature=name == "star"))
+                worth = [(shown / (shown + place)) ** (1 / temperature) for place in range(frame.num_live)]
+                assert best_first == pytest.approx(worth, rel=1e-5)
     assert len(counts) > 2
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+def test_screenshots_of_a_prompt_compete_by_their_places_and_their_age(temporal: bool) -> None:
+    policy = make_policy("star", question_share=0.0, temporal=temporal)
+    _, seen = watched(policy, spiky(3))
+    scored = policy.score(replace(seen, split=Split.BY_SCORE))
+    for request, layout in enumerate(seen.layouts):
+        for index, frame in enumerate(layout.frames):
+            span, worth = seen.frame(request, index), torch.zeros(NUM_LAYERS, frame.num_live, dtype=torch.float64)
+            left = math.exp(-0.1 * (len(layout.frames) - 1 - index)) if temporal else 1.0
+            for layer in range(NUM_LAYERS):
+                shown = max(1, shown_by_hand(seen, request, index, layer))
+                temperature = entropy_temperature(seen.frame_norms[layer, span], Axes())
+                ranked = scored.calibrated[layer, span].tolist()
+                for token, place in enumerate(sorted(range(frame.num_live), key=lambda i: -ranked[i])):
+                    worth[layer, place] = (left * shown / (shown + token)) ** (1 / temperature)
+            assert torch.allclose(scored.layer_mean[span].double(), worth.mean(dim=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["star", "distinct"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from star_kv_sglang.policies import REFUSED, policy_names
 from tests.policies import by_hand, prefill
 from tests.policies.by_hand import RULES, chosen_by_hand
-from tests.policies.prefill import PROMPTS, Prefill, Prompt, chosen_by_engine
+from tests.policies.prefill import PROMPTS, Prefill, Prompt, chosen_by_engine, make_policy, watched
 
 # A policy whose rule is not here has its own test.
 ELSEWHERE = {"random"}
@@ -26,6 +27,52 @@ def test_keeps_what_its_rule_says(name: str, seed: int) -> None:
 def test_star_gives_the_question_the_share_that_is_set(share: float) -> None:
     run = Prefill.random(6)
     assert chosen_by_engine("star", run, question_share=share) == chosen_by_hand("star", run, question_share=share)
+
+
+@pytest.mark.parametrize("competes", [0.0, 1.0], ids=["for_nothing", "for_all_that_is_asked_for"])
+def test_screenshots_compete_for_the_part_of_the_question_s_share_that_is_set(competes: float) -> None:
+    run = Prefill.random(12)
+    kept = chosen_by_engine("star", run, question_share=1.0, question_competes=competes)
+    assert kept == chosen_by_hand("star", run, question_share=1.0, question_competes=competes)
+    equal = chosen_by_engine("star", run, question_share=1.0, question_competes=0.0)
+    assert (kept == equal) is (competes == 0.0)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("star", 9), ("star-paper", 11)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"prior": False}, id="no_prior"),
+        pytest.param({"temporal": False}, id="no_discount"),
+        pytest.param({"temperature": False}, id="no_temperature"),
+        pytest.param({"prior": False, "temporal": False, "temperature": False}, id="no_axis"),
+        pytest.param({"prior_warmup_steps": 0, "prior_ramp_steps": 1}, id="prior_at_once"),
+        pytest.param({"prior_warmup_steps": 0, "prior_ramp_steps": 1, "subspaces": False}, id="one_mean_of_the_groups"),
+    ],
+)
+def test_axes_weigh_as_set(name: str, seed: int, settings: dict[str, Any]) -> None:
+    run = Prefill.random(seed)
+    assert chosen_by_engine(name, run, **settings) == chosen_by_hand(name, run, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "settings"),
+    [
+        pytest.param("star", 9, {"question_share": 0.0}, id="distinct"),
+        pytest.param("star-paper", 11, {}, id="window"),
+    ],
+)
+def test_the_prior_and_the_groups_make_a_difference_on_either_saliency(
+    name: str, seed: int, settings: dict[str, Any]
+) -> None:
+    run, at_once = Prefill.random(seed), {"prior_warmup_steps": 0, "prior_ramp_steps": 1, **settings}
+    scores = []
+    for switches in ({}, {"prior": False}, {"subspaces": False}):
+        policy = make_policy(name, **at_once, **switches)
+        scores.append(policy.score(watched(policy, run)[1]).calibrated)
+    assert not torch.allclose(scores[0], scores[1], atol=1e-3)
+    # Heads that all have the mean of all tell the same.
+    assert torch.allclose(scores[2], scores[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(

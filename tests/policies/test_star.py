@@ -48,12 +48,15 @@ def test_no_attention_is_computed_where_no_question_has_a_share() -> None:
 
 
 def test_screenshots_that_were_scored_are_known_to_the_next_prompt() -> None:
-    """The first request was sent whole and takes the published scorer's state; the second brought one screenshot."""
+    """The first request was sent whole and has a state of both saliencies; the second brought one screenshot."""
     policy = make_policy("star")
     _, seen = watched(policy, Prefill.random(1))
     whole, single = policy.score(seen).states
     assert (whole.num_frames, whole.step) == (3, 1) and whole.mi_ema is not None
-    assert single == TrajectoryState(num_frames=1)
+    assert (single.num_frames, single.step, single.mi_ema) == (1, 0, None)
+    for state, shown in ((whole, 3), (single, 1)):
+        assert state.looks is not None and state.looks.mi_ema is not None
+        assert (state.looks.num_frames, state.looks.step) == (shown, 1)
 
 
 def test_what_a_request_keeps_does_not_depend_on_the_batch() -> None:

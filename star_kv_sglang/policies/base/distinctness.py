@@ -43,25 +43,23 @@ class Screenshot:
         """Which tokens lie beside a local maximum, float32 [L, V], 0 or 1; found once, whoever asks."""
         return is_beside_peak(self.distances, self.offsets, self.rows, self.cols)
 
-    def ranks(self, params: DistinctnessParams, copies: torch.Tensor | None) -> torch.Tensor:
+    def ranks(self, params: DistinctnessParams, factor: torch.Tensor | None) -> torch.Tensor:
         """Rank of each token by its distance.
 
         A peak has no higher neighbour on the screen. Tokens beside one mostly show the same thing again, so that their
-        distance counts for less, and so does that of tokens of which the screenshot before has kept a copy.
+        distance counts for less.
 
         Args:
             params: How much less.
-            copies: What `is_kept_before` says.
+            factor: float32 [L, V], what else a distance is multiplied by; None for nothing.
 
         Returns:
             float32 [L, V], 0 to 1 by rank; 1 more for a peak where ``beside_peak`` is 0.
         """
-        counted = self.distances
-        if copies is not None and params.kept_before < 1:
-            counted = torch.addcmul(counted, counted, copies, value=params.kept_before - 1)
+        counted = self.distances if factor is None else self.distances * factor
         if not params.peaks:
             return ranks(counted)
-        # Where the peaks are is what the screenshot shows, whatever was kept before.
+        # Where the peaks are is what the screenshot shows, whatever it is multiplied by.
         if params.beside_peak == 0:
             return ranks(counted) + is_peak(self.distances, self.offsets, self.rows, self.cols)
         return ranks(torch.addcmul(counted, counted, self.beside_peak, value=params.beside_peak - 1))
@@ -110,7 +108,7 @@ def distinctness(
     """
     screenshot = Screenshot.of(seen, request, index)
     copies = is_kept_before(seen, request, index) if params.kept_before < 1 else None
-    return screenshot, screenshot.ranks(params, copies)
+    return screenshot, screenshot.ranks(params, None if copies is None else 1.0 - (1.0 - params.kept_before) * copies)
 
 
 def is_kept_before(seen: Observation, request: int, index: int) -> torch.Tensor | None:

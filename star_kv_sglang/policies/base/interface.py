@@ -7,7 +7,7 @@ for all. Layouts are those of ``triton_ops/LAYOUT.md``: L layers, G key heads, R
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -17,7 +17,7 @@ import torch
 
 from star_kv_sglang.algorithm.layout import PromptLayout
 from star_kv_sglang.algorithm.state import TrajectoryState
-from star_kv_sglang.policies.base.params import PolicyParams
+from star_kv_sglang.policies.base.params import KEEP, OFF, SINK_RATIO, PolicyParams
 
 if TYPE_CHECKING:
     from star_kv_sglang.triton_ops.dispatch import Ops
@@ -48,7 +48,8 @@ class Norms(Enum):
     INPUT = "input"
     """Its L2 norm."""
     CENTRED = "centred"
-    """Its L2 distance to the mean of the screenshot's tokens, of those that the same forward pass computes."""
+    """Its L2 distance to the mean of the screenshot's tokens, of those that the same forward pass computes and that are
+    no sinks. Of sinks, where the policy looks for them, `Observation.sinks` tells instead."""
 
 
 class Split(Enum):
@@ -69,6 +70,11 @@ class Merge(Enum):
     """The same, of the midpoints of each with the kept one."""
     WEIGHTED = "weighted"
     """The same, each times the cosine of its key and the kept one's."""
+
+
+def _same(values: torch.Tensor) -> torch.Tensor:
+    """What one rank alone has is what there is."""
+    return values
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,10 @@ class Observation:
         skip_scoring: Request and index of each screenshot that loses nothing now, whose scores nobody will read.
         skip_storing: Request and index of each screenshot whose scores for pruning again are stored already, for good.
         wants_storing: Scores are stored, so that tokens can be pruned again without a query.
+        split: How screenshots share a request's budget.
+        sinks: bool [L, N], tokens that were told apart as sinks, whose norms say 0; None where nobody looks for them.
+            The engine keeps or drops them, whatever their scores.
+        all_groups: From what is known of the key heads in the pools, float32 [L, g, n], to that of all, [L, G, n].
     """
 
     layouts: Sequence[PromptLayout]
@@ -108,6 +118,9 @@ class Observation:
     skip_scoring: Set[tuple[int, int]] = frozenset()
     skip_storing: Set[tuple[int, int]] = frozenset()
     wants_storing: bool = False
+    split: Split = Split.BY_SIZE
+    sinks: torch.Tensor | None = None
+    all_groups: Callable[[torch.Tensor], torch.Tensor] = _same
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -154,12 +167,17 @@ class PolicyScores:
         for_pruning_again: float32 [U, N], what tokens compete by, over all branches, when they are pruned again and no
             query is there; None for ``calibrated``. Nobody reads what it says of screenshots in
             `Observation.skip_storing`.
+        floors: For each request, the part of its equal share that a screenshot keeps in any case where all keep the
+            same share; tokens compete for the rest. None: the whole of it.
+        apart: bool [N], tokens that stay beside the budget, the same in each unit; None for none. The engine says it.
     """
 
     calibrated: torch.Tensor
     layer_mean: torch.Tensor
     states: Sequence[TrajectoryState]
     for_pruning_again: torch.Tensor | None = None
+    floors: Sequence[float] | None = None
+    apart: torch.Tensor | None = None
 
     @classmethod
     def of(cls, calibrated: torch.Tensor, seen: Observation) -> PolicyScores:
@@ -182,6 +200,7 @@ class KVPolicy(ABC, Generic[P]):
         merge: What becomes of pairs that are dropped; None: they are gone.
         scores_once: A token's first score is the one to remember where it may be pruned again later: scores of a
             screenshot that has lost tokens do not compare with those of a whole one.
+        saliencies: Values for each live token and key head that scoring holds at its peak.
     """
 
     queries: ClassVar[Queries] = Queries.WINDOW
@@ -190,6 +209,7 @@ class KVPolicy(ABC, Generic[P]):
     needs_one_rank: ClassVar[bool] = False
     norms: ClassVar[Norms] = Norms.NONE
     scores_once: ClassVar[bool] = False
+    saliencies: ClassVar[int] = 1
     merge: ClassVar[Merge | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -213,6 +233,17 @@ class KVPolicy(ABC, Generic[P]):
     def pool_width(self) -> int:
         """Width of the average pooling of attention over tokens; 1 for a policy without such a parameter."""
         return getattr(self.params, "pool_width", 1)
+
+    @property
+    def sink_ratio(self) -> float | None:
+        """Norm of a sink's layer input before the input norm, over the screenshot's median; None: nobody looks."""
+        sinks = getattr(self.params, "sinks", OFF)
+        return None if sinks == OFF else float(getattr(self.params, "sink_ratio", SINK_RATIO))
+
+    @property
+    def keeps_sinks(self) -> bool:
+        """Sinks stay beside the budget; where not, they go before all others."""
+        return getattr(self.params, "sinks", OFF) == KEEP
 
     def observes(self, layout: PromptLayout, state: TrajectoryState) -> bool:
         """Whether a prompt's queries matter, where the policy wants some: what nobody looks at is not computed."""

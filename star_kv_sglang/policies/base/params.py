@@ -6,13 +6,22 @@ from dataclasses import dataclass, field
 
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.errors import ConfigError
-from star_kv_sglang.limits import COUNT, POSITIVE_SHARE, SHARE, check_fields, limited
+from star_kv_sglang.limits import COUNT, POSITIVE_SHARE, SHARE, Limit, check_fields, limited, one_of
 
 BESIDE_PEAK = 0.9
 """Share of its distance that a token beside a local maximum counts with, unless told otherwise."""
 
 KEPT_BEFORE = 0.9
 """Share of its distance that a token counts with of which the screenshot before has kept a copy, likewise."""
+
+
+KEEP, DROP, OFF = "keep", "drop", "off"
+"""What is done with sinks: they stay, beside the budget; they go first; nobody looks for them."""
+
+SINK_RATIO = 20.0
+"""A sink's norm is more than this many times the usual one of its screenshot, unless told otherwise. Widgets of the
+small models reach 7 behind the first layer. Massive activations are a thousand times the usual one of a channel and
+more: at a few thousand channels ten times the usual norm at least, and mostly far more."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,13 @@ class DistinctnessParams(PolicyParams):
             maxima come before all other tokens.
         kept_before: Share of its distance that a token counts with where the screenshot before has kept the same thing
             at the same place, in (0, 1].
+        sinks: What becomes of at most four tokens a screenshot whose layer input is far larger than the others':
+            "keep" beside the budget, "drop" before all others, or "off": nobody looks for them.
+        sink_ratio: How many times the screenshot's median a layer input's norm must be for that, above 1.
     """
 
     peaks: bool = True
     beside_peak: float = limited(BESIDE_PEAK, SHARE)
     kept_before: float = limited(KEPT_BEFORE, POSITIVE_SHARE)
+    sinks: str = one_of(KEEP, (KEEP, DROP, OFF))
+    sink_ratio: float = limited(SINK_RATIO, Limit(1, with_low=False))

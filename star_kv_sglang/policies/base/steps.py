@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from star_kv_sglang.algorithm.params import ScorerParams
+from star_kv_sglang.algorithm.pipeline import ScoredBatch, score_batch
+from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.policies.base.interface import Observation
+
+
+def window_saliency(seen: Observation, states: Sequence[TrajectoryState], params: ScorerParams) -> ScoredBatch:
+    """The window's attention, boosted where the policy's `Norms` are high, with the axes on top.
+
+    Args:
+        seen: A batch whose queries were observed; its attention is written to.
+        states: What each request inherits of this saliency.
+        params: Which axes are on, and how strong.
+    """
+    return score_batch(
+        seen.attended,
+        seen.layouts,
+        seen.kv_indptr,
+        seen.frame_offsets,
+        seen.frame_norms,
+        states,
+        params,
+        ops=seen.ops,
+    )
 
 
 def calibrate(scores: torch.Tensor, seen: Observation) -> torch.Tensor:

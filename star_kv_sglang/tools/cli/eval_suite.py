@@ -29,7 +29,7 @@ def suite(
     out: Annotated[Path, typer.Option(help="Folder for the results; a run that stopped goes on in it.")],
     policies: Annotated[str, typer.Option(help="Policies and ablations, comma-separated.")] = _ALL_POLICIES,
     ablations: Annotated[
-        bool, typer.Option(help="Behind the policies, all ablations too, at the first two budgets.")
+        bool, typer.Option(help="Behind the policies, all ablations too, at the first three budgets.")
     ] = False,
     budgets: Annotated[str, typer.Option(help="Shares of the visual tokens, the important ones first.")] = _ALL_BUDGETS,
     protocols: Annotated[str, typer.Option(help="Comma-separated.")] = _ALL_PROTOCOLS,
