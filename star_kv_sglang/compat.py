@@ -96,6 +96,20 @@ FLAG_RULES = (
         lambda size, hosts: size > 1 and hosts > 1,
         "tensor parallelism over several hosts (--tp-size with --nnodes): never verified; use one host",
     ),
+    _above_one(
+        "attn_dp_size",
+        "data-parallel attention (--attn-dp-size): ranks hold other requests, and share no choice; use 1",
+    ),
+    _above_one("attn_cp_size", "attention context parallelism (--attn-cp-size): ranks hold parts of a prompt; use 1"),
+    _is_set(
+        "enable_two_batch_overlap",
+        "two batches at once (--enable-two-batch-overlap): a plan is of one batch; drop it",
+    ),
+    _is_set(
+        "enable_return_routed_experts",
+        "--enable-return-routed-experts: SGLang keeps experts by slot, and slots of pruned prompts hold other tokens; "
+        "drop it",
+    ),
     _is_set(
         "enable_dp_attention",
         "data-parallel attention (--enable-dp-attention): ranks hold other requests, and share no choice; drop it",

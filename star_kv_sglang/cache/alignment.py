@@ -154,7 +154,10 @@ class Alignment:
         ends_dropped = pairs[0][0] is None
         if tail.is_lost or (ends_dropped and not tail.is_whole) or self._has_lost(mark, pairs):
             return None
-        return tail.length
+        # A prompt is matched in whole pages, and what it leaves out has to lie in them.
+        matched = mark.message.end + tail.length
+        held = next((at.message.end for _, at, is_kept in pairs if not is_kept), 0)
+        return tail.length if matched - matched % self._tree.page_size >= held else None
 
     def _fit(self, pairs: _Pairs, num_branches: int) -> Fit:
         """What a pairing says of the prompt."""
@@ -204,7 +207,8 @@ class Alignment:
             if offset + num_equal < len(tokens):
                 return _Tail(position - start, is_whole=False, is_lost=False)
             following = RadixKey(ids[position : position + tree.page_size], *_names(namespace))
-            child = node.children.get(following.child_key(tree.page_size)) if len(following) else None
+            is_page = len(following) == tree.page_size
+            child = node.children.get(following.child_key(tree.page_size)) if is_page else None
             if child is None:
                 is_end = not node.children or bool(extra.pending_branches)
                 return _Tail(position - start, is_whole=is_end and position > start, is_lost=False)

@@ -95,7 +95,7 @@ class NodeExtra:
             num_cuts=self.num_cuts,
             computed=self.computed,
             keeps_history=self.keeps_history,
-            lost=set(self.lost),
+            lost={first for first in self.lost if first < position},
         )
         lower: list[Segment] = []
         for segment in self.segments:

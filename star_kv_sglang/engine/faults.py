@@ -36,12 +36,13 @@ class FaultLog:
         self._known: set[tuple[object, ...]] = set()
 
     @contextmanager
-    def guard(self, step: str, consequence: str) -> Iterator[None]:
+    def guard(self, step: str, consequence: str, *, decides: bool = True) -> Iterator[None]:
         """Survive an error inside of the block, which has changed nothing yet.
 
         Args:
             step: What is tried.
             consequence: What happens instead.
+            decides: What is kept follows from it. Where not, or where all ranks meet the same fault, each goes on.
 
         Raises:
             HalfPrunedError: From inside of the block; nobody could go on after it.
@@ -52,7 +53,7 @@ class FaultLog:
         except (HalfPrunedError, DivergedError):
             raise
         except Exception as error:
-            if not self.is_alone:
+            if decides and not self.is_alone:
                 error.add_note(f"{step} failed on one of several tensor parallel ranks: the server cannot go on.")
                 raise
             self._counters.num_pruner_faults += 1

@@ -126,7 +126,7 @@ class Ranks:
         if self._gather is None:
             return None
         device = decided[0].device
-        sums = torch.stack([_sum_of(decided), torch.tensor(cut, device=device)])
+        sums = torch.stack([_sum_of(decided), torch.full((), cut, dtype=torch.int64, device=device)])
         return Agreement(HostCopy.start(self._gathered(sums)), turn)
 
     def _gathered(self, part: torch.Tensor) -> torch.Tensor:

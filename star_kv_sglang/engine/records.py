@@ -101,7 +101,7 @@ class Requests:
         if record is None:
             # Whoever says something wrong of itself was refused before it was queued.
             record = RequestRecord((), RequestParams.of(req.sampling_params.custom_params), knows_frames=False)
-            with self._faults.guard("reading a request's screenshots", "it stays unpruned"):
+            with self._faults.guard("reading a request's screenshots", "it stays unpruned", decides=False):
                 record.frames = frames_of_request(req, self._merge_size)
                 record.knows_frames = True
             self._records[req] = record

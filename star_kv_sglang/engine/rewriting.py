@@ -98,6 +98,9 @@ def rewrite(req: Req, record: RequestRecord, fit: Fit, held: array[int], *, max_
     # Positions that the engine skips are not to be told.
     if 0 <= sent.logprob_start_len < fit.sent:
         return None
+    # An image that is no screenshot to us, as one of too many tokens, has no place in the branch that is known.
+    if sum(len(spans) for spans in sent.offsets) != len(sent.frames):
+        return None
     room = max_len - len(sent.ids) - num_added
     asks_for_all = sent.max_new_tokens >= max_len - len(sent.ids)
     if room < (LEAST_SHARE_OF_ANSWER * sent.max_new_tokens if asks_for_all else sent.max_new_tokens):

@@ -85,7 +85,7 @@ class Telemetry:
     def publish(self) -> None:
         """Bring the metrics up to date."""
         if self._publisher is not None and self._clock is not None:
-            with self._faults.guard("publishing metrics", "they are incomplete"):
+            with self._faults.guard("publishing metrics", "they are incomplete", decides=False):
                 self._clock.collect()
                 gauges = tree_sizes(self._tree, self._counters)
                 self._publisher.publish(gauges, asdict(self._counters), self._kept.take_new())
@@ -96,12 +96,12 @@ class Telemetry:
 
     def note_kept(self, stored: Stored, record: RequestRecord) -> None:
         """A scored prompt has been pruned."""
-        with self._faults.guard("counting what was kept", "its figures are incomplete"):
+        with self._faults.guard("counting what was kept", "its figures are incomplete", decides=False):
             self._kept.note(self._tree, stored.path, record.frames)
 
     def tell(self, stored: Stored, window: RecognisedWindow | None) -> None:
         """Tell the response of a request about its prompt, and about what its client has left out of it."""
-        with self._faults.guard("telling a response what was kept", "it lacks it"):
+        with self._faults.guard("telling a response what was kept", "it lacks it", decides=False):
             self._tell(stored, window)
 
     def _tell(self, stored: Stored, window: RecognisedWindow | None) -> None:
@@ -125,7 +125,7 @@ class Telemetry:
 
     def tell_kept(self, stored: Stored, record: RequestRecord) -> None:
         """Tell the response of a request that has ended what its answer could attend to."""
-        with self._faults.guard("telling a response what each layer kept", "it lacks it"):
+        with self._faults.guard("telling a response what each layer kept", "it lacks it", decides=False):
             req, side = stored.req, self._pools.side
             if self._prunes and self._pools.merge is not None:
                 _tell_last(req, incomplete(MERGED))
@@ -140,7 +140,7 @@ class Telemetry:
 
     def tell_nothing_kept(self, req: Req) -> None:
         """Tell the response of a request that ended without being stored, where it was told nothing else."""
-        with self._faults.guard("telling a response what each layer kept", "it lacks it"):
+        with self._faults.guard("telling a response what each layer kept", "it lacks it", decides=False):
             told = (req.customized_info or {}).get(META_INFO) or [{}]
             if KEPT not in (told[-1] or {}):
                 _tell_last(req, incomplete("its answer was not stored: it was aborted, or is kept out of the cache"))
@@ -166,6 +166,6 @@ class Telemetry:
             after: Queries at this position and later no longer see what went.
         """
         if self._trace is not None and record.params.trace:
-            with self._faults.guard("writing a trace", "it is incomplete"):
+            with self._faults.guard("writing a trace", "it is incomplete", decides=False):
                 for segment, slots in segments:
                     self._trace.write(req, record.frames, segment, side, slots, budget, after)

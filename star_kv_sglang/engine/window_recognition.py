@@ -151,6 +151,9 @@ class WindowRecognition:
             if window is None or req.prefix_len >= window.fit.held:
                 return result
             self._undo(req, window)
+        # As it came, and apart from a branch that has lost what it sends.
+        with self._faults.guard("looking for a prompt's branch", "it is computed as it came"):
+            self._recognise(req, self._requests.of(req), wants=False)
         return match()
 
     def _undo(self, req: Req, window: RecognisedWindow) -> None:

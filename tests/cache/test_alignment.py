@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.cache.alignment import Alignment, Fit
 from star_kv_sglang.cache.lookup import ids_of_path
@@ -131,6 +133,38 @@ def test_what_a_prompt_leaves_out(page_size: int, parts: list[Part], expected: l
     world.store(BRANCH, "dd" + "d" * page_size)
     made = [part if part != "dd" else "dd" + "d" * page_size for part in parts]
     assert left_out(world.find(made)) == expected
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize("answer", ["d", "dd", "d" * 9, "d" * 40])
+@pytest.mark.parametrize("gone", [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [4]])
+def test_what_is_left_out_lies_in_the_pages_that_are_matched(page_size: int, answer: str, gone: list[int]) -> None:
+    world = World(page_size)
+    world.store(BRANCH, answer)
+    parts = [part for part in BRANCH if part not in gone]
+    sent, fit = prompt([*parts, answer, 5]), world.find([*parts, answer, 5])
+    if fit is not None:
+        tree = world.world.tree
+        ids = ids_of_path(tree, fit.last, fit.held) + sent.ids[fit.sent :]
+        matched = tree.match_prefix(MatchPrefixParams(key=RadixKey(ids, NAMESPACE[0]))).last_device_node
+        assert tree.end_of(matched) >= fit.held
+    # Nobody has computed K and V of an answer's last token, and a branch that ends there is told by nothing else.
+    assert fit is not None or page_size > 1 or (gone == [4] and answer == "d")
+
+
+def test_what_was_lost_behind_a_split_is_not_lost_before_it() -> None:
+    """Another branch has another screenshot at the same place, as it has where all are of one size."""
+    world = World()
+    world.store(BRANCH, "dd")
+    tree = world.world.tree
+    first = prompt(BRANCH).frames[1].start
+    (node,) = tree.root_node.children.values()
+    while tree.end_of(node) <= first:
+        (node,) = node.children.values()
+    tree.extra(node).lost.add(first)
+    world.index.any_lost = True
+    world.store(["task", 1, "aa", 7, "bb", 8], "ee")
+    assert left_out(world.find(["task", 1, "aa", 7, "bb", "ee", 5])) == [8]
 
 
 def test_what_is_put_back_is_what_the_branch_has() -> None:

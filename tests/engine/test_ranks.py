@@ -98,6 +98,16 @@ def test_a_fault_that_one_rank_meets_is_not_survived() -> None:
     assert "one of several tensor parallel ranks" in caught.value.__notes__[0]
 
 
+def test_a_fault_that_decides_nothing_is_survived_by_each_rank() -> None:
+    """A disk that is full where one rank writes traces."""
+    counters = PolicyCounters()
+    faults = FaultLog(counters)
+    faults.is_alone = False
+    with faults.guard("writing a trace", "it is incomplete", decides=False):
+        raise OSError("no space left")
+    assert counters.num_pruner_faults == 1
+
+
 def test_a_divergence_is_not_survived() -> None:
     with pytest.raises(DivergedError), FaultLog(PolicyCounters()).guard("pruning", "it stays unpruned"):
         raise DivergedError("ranks")
