@@ -37,7 +37,7 @@ def measure(rank: int, num_ranks: int, shape: tuple[int, int, int]) -> None:
     micros = start.elapsed_time(end) / _NUM_CALLS * 1e3
     print(
         f"rank {rank}: {micros:.1f} us, {'right' if arrived else 'WRONG'}, {torch.cuda.get_device_name()}", flush=True
-    )  # noqa: T201
+    )
     distributed.destroy_process_group()
     if not arrived:
         raise SystemExit(1)
