@@ -35,9 +35,8 @@ def measure(rank: int, num_ranks: int, shape: tuple[int, int, int]) -> None:
     torch.cuda.synchronize()
     arrived = whole.flatten(1)[:, 0].tolist() == [float(other) for other in range(num_ranks)]
     micros = start.elapsed_time(end) / _NUM_CALLS * 1e3
-    print(
-        f"rank {rank}: {micros:.1f} us, {'right' if arrived else 'WRONG'}, {torch.cuda.get_device_name()}", flush=True
-    )
+    said = f"rank {rank}: {micros:.1f} us, {'right' if arrived else 'WRONG'}, {torch.cuda.get_device_name()}"
+    print(said, flush=True)  # noqa: T201
     distributed.destroy_process_group()
     if not arrived:
         raise SystemExit(1)
