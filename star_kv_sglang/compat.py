@@ -101,6 +101,22 @@ FLAG_RULES = (
         "data-parallel attention (--attn-dp-size): ranks hold other requests, and share no choice; use 1",
     ),
     _above_one("attn_cp_size", "attention context parallelism (--attn-cp-size): ranks hold parts of a prompt; use 1"),
+    Rule(
+        ("flashinfer_allreduce_fusion_backend",),
+        lambda backend: backend is not None,
+        "all-reduce fused with a layer's norm (--flashinfer-allreduce-fusion-backend, which SGLang sets for "
+        "mixture-of-experts models on several GPUs): what a layer is given is looked at before its norm; use "
+        "--enforce-disable-flashinfer-allreduce-fusion",
+    ),
+    Rule(
+        ("moe_a2a_backend",),
+        lambda backend: backend != "none",
+        "experts that exchange tokens (--moe-a2a-backend): a rank's layers see only some tokens; use none",
+    ),
+    _is_set(
+        "enable_attn_tp_input_scattered",
+        "scattered attention inputs (--enable-attn-tp-input-scattered): a rank's norms see some tokens only; drop it",
+    ),
     _is_set(
         "enable_two_batch_overlap",
         "two batches at once (--enable-two-batch-overlap): a plan is of one batch; drop it",

@@ -50,8 +50,8 @@ FLAGS: Final = (
         "a name",
         "NAME",
         f"KV-cache policy: {', '.join(POLICIES)}. '{FULL}' is stock SGLang. 'star' is STaR-KV's three axes (a prior "
-        "over key heads, a discount over time, a temperature from the entropy) on two saliencies: what the question "
-        "attends to where it is in view, and what stands out on its screenshot where it is not.",
+        "over key heads, a discount over time, an entropy temperature) on the question's attention, where it is in "
+        "view, and on what stands out on a screenshot.",
     ),
     Flag(
         "kv_budget",

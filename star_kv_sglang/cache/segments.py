@@ -86,8 +86,9 @@ class Segment:
         """The segment after a prune that leaves ``num_live`` tokens in the core."""
         # Not by ``replace``, which takes ten times as long: a step of the tree-wide budget does this for each segment.
         return Segment(
-            self.frame, self.start, self.end, self.core_start, self.core_end, num_live, True, self.ident, self.num_apart
-        )
+            self.frame, self.start, self.end, self.core_start, self.core_end, num_live, True, self.ident,
+            min(self.num_apart, num_live),
+        )  # fmt: skip
 
     def with_apart(self, num_apart: int) -> Segment:
         """The segment with so many live tokens beside the budget."""

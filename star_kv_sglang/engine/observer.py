@@ -182,6 +182,8 @@ class Observer:
             first += request.new_end - request.new_start
         device = out_cache_loc.device
         self._visual_rows = rows_of(runs, device) if runs else None
+        # Those of a forward whose observation broke off may be another prompt's by now.
+        self._visual_slots = None
         self._centre_ids = self._frame_indptr = None
         if runs and self._norms is Norms.CENTRED:
             sizes = torch.tensor(self._frame_sizes)

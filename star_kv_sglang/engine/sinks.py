@@ -108,10 +108,10 @@ def set_apart(scored: PolicyScores, seen: Observation, *, keeps: bool) -> Policy
         return scored
     # Whichever slot holds it in a layer, a segment has as many sinks in each.
     sinks, again = seen.sinks, scored.for_pruning_again
-    least = scored.calibrated.new_tensor(WORTH if keeps else -WORTH)
     return replace(
         scored,
-        calibrated=torch.where(sinks, least, scored.calibrated),
+        # A number, not a tensor: to bring one to the GPU would wait for all that is queued there.
+        calibrated=torch.where(sinks, WORTH if keeps else -WORTH, scored.calibrated),
         # They do not compete: what others get does not depend on them.
         layer_mean=scored.layer_mean.masked_fill(sinks.any(dim=0), -1.0),
         for_pruning_again=None if again is None else torch.where(sinks, WORTH if keeps else 0.0, again),

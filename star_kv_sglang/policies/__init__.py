@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from star_kv_sglang.policies.base.interface import KVPolicy
     from star_kv_sglang.policies.base.params import PolicyParams
 
+RENAMED = {"temporal_discount": "temporal", "entropy_temperature": "temperature"}
+"""Parameters that had another name in 0.2.0."""
 REFUSED = {
     "pyramidkv": (
         "its only difference from snapkv is a budget that falls from layer to layer, and all layers of a request share "
@@ -84,7 +86,8 @@ def policy_params(name: str, values: Mapping[str, Any]) -> PolicyParams:
     unknown = sorted(set(values) - set(policy_keys(name)))
     if unknown:
         keys = ", ".join(policy_keys(name)) or "none of its own"
-        raise ConfigError(f"{name} has no parameter {', '.join(unknown)}; its parameters: {keys}")
+        renamed = "".join(f"; {key} is now {RENAMED[key]}" for key in unknown if key in RENAMED)
+        raise ConfigError(f"{name} has no parameter {', '.join(unknown)}{renamed}; its parameters: {keys}")
     made: type[PolicyParams] = _module(name).Params
     given: dict[str, Any] = {}
     for param in fields(made):

@@ -55,8 +55,11 @@ ALLOWED: dict[str, set[str]] = {
     "tools.measuring": set(),
     "tools.resize": set(),
     "tools.markdown": set(),
+    "tools.folder_lock": set(),
     "tools.actions": set(),
-    "tools.rollout": {"cpu_mode", "config", "tools.actions", "tools.chat", "tools.image_references"},
+    "tools.rollout": {
+        *("cpu_mode", "config", "tools.actions", "tools.chat", "tools.folder_lock", "tools.image_references"),
+    },
     # who plays in a rollout, and where
     "tools.browser": {"tools.actions", "tools.rollout"},
     "tools.agents": {"tools.actions", "tools.eval", "tools.rollout"},
@@ -67,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         *("tools.actions", "tools.chat", "tools.measuring", "tools.resize", "tools.rollout"),
     },
     "tools.tune": {
-        *("tools.actions", "tools.resize", "tools.rollout", "tools.report", "tools.eval"),
+        *("tools.actions", "tools.folder_lock", "tools.resize", "tools.rollout", "tools.report", "tools.eval"),
     },
     "tools.bench": {
         "triton_ops",

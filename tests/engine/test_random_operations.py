@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ NUM_OPERATIONS = 300
 POOL = 400
 MAX_IN_FLIGHT = 5
 MAX_TURNS = 5
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+USER_MESSAGE = re.compile(r"<\|im_start\|>user .*?<\|im_end\|>", re.DOTALL)
 WEIGHTS = {"new": 3, "extend": 6, "fork": 3, "abort": 2, "drain": 2, "flush": 1}
 
 
@@ -77,8 +80,19 @@ class History:
             self.collect()
         rid = f"operation-{number}"
         wishes = self.rng.choice((None, None, {"kv_image_window": 1}, {"kv_image_window": 2, "kv_window_rest": 0.3}))
-        sent = self.engine.queue(chat, self.rng.choice((1, 2, 6, 20)), rid=rid, custom_params=wishes)
+        prompt = self.window(chat)
+        sent = self.engine.queue(prompt, self.rng.choice((1, 2, 6, 20)), rid=rid, custom_params=wishes)
         self.running[rid] = (chat, await sent)
+
+    def window(self, chat: Chat) -> Chat:
+        """What is sent of a conversation: all of it, or, as many agents do it, no message with an old screenshot."""
+        shown = [found for found in USER_MESSAGE.finditer(chat.text) if IMAGE in found[0]]
+        if len(shown) < 2 or self.rng.random() < 0.5:
+            return chat
+        gone, text = shown[: self.rng.randrange(1, len(shown))], chat.text
+        for found in reversed(gone):
+            text = text[: found.start()] + text[found.end() :]
+        return Chat(text, chat.images[sum(found[0].count(IMAGE) for found in gone) :])
 
     async def abort(self, number: int) -> None:
         """Abort something that was started a moment ago: in the queue, in mid-prefill or in mid-decode."""
@@ -121,8 +135,9 @@ class History:
 )
 def test_no_slot_is_lost(checkpoint: Callable[[str], Path], arguments: dict[str, object]) -> None:
     with running_engine(
-        checkpoint("qwen2_5_vl"), kv_policy="star", kv_budget=0.2, max_total_tokens=POOL, **arguments
-    ) as engine:
+        checkpoint("qwen2_5_vl"), kv_policy="star", kv_budget=0.2, max_total_tokens=POOL, kv_recognise_windows="all",
+        **arguments,
+    ) as engine:  # fmt: skip
         history = History(engine, random.Random(7))
 
         async def play() -> dict[str, int]:
@@ -134,6 +149,7 @@ def test_no_slot_is_lost(checkpoint: Callable[[str], Path], arguments: dict[str,
         stats = engine.run(play())
     assert stats["num_prunes"] > 20
     assert stats["num_pruned_tokens"] > 100
+    assert stats["num_recognised_windows"] > 10
     assert set(WEIGHTS) <= set(history.done), history.done
     assert history.done["length"] > 50
     assert history.done["abort"] > 0

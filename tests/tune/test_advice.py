@@ -45,7 +45,7 @@ def test_the_smallest_budget_within_the_bound_is_advised(tmp_path: Path) -> None
     assert advice.chosen.loss == pytest.approx(0.01)
     assert advice.chosen.ages[9].mean == 1.0
     assert not advice.is_sure
-    assert "star at 20% changes 1.0% of the actions (95% interval 0.0 to 2.5)" in verdict(advice)
+    assert "star at 20% changes 1.0% of the actions (95% interval 0.0 to 3.6)" in verdict(advice)
     assert "record more turns" in verdict(advice)
 
 
@@ -54,6 +54,34 @@ def test_a_budget_counts_only_where_all_larger_ones_of_its_policy_are_within_the
     advice = advised(tmp_path, dict(zip(lucky, (0, 50, 0), strict=True)), 0.02)
     assert advice.chosen is not None
     assert advice.chosen.cell == lucky[0]
+
+
+def test_a_loss_that_is_the_bound_is_within_it(tmp_path: Path) -> None:
+    """1 - 0.98 is a little more than 0.02 in binary."""
+    (only,) = cells("star", (0.2,))
+    advice = advised(tmp_path, {only: 4}, 0.02)
+    assert advice.chosen is not None and advice.chosen.loss == 0.02
+
+
+@pytest.mark.parametrize(("max_loss", "sure"), [(0.01, False), (0.02, True)])
+def test_where_nothing_changed_so_many_turns_are_sure_of_so_much(tmp_path: Path, max_loss: float, sure: bool) -> None:
+    """Of 200 turns without a change at most 1.9% may be ones that change, whatever drawing threads again shows."""
+    (only,) = cells("star", (0.2,))
+    assert advised(tmp_path, {only: 0}, max_loss).is_sure is sure
+
+
+def test_a_policy_is_compared_with_what_the_full_cache_changes_by_itself(tmp_path: Path) -> None:
+    again = Cell("star", 1.0, AGAIN)
+    (only,) = cells("star", (0.2,))
+    advice = advised(tmp_path, {again: 10, only: 10}, 0.1)
+    assert advice.outcomes[0].test.p_value == 1.0
+    assert "The full cache changes 5.0% by itself." in verdict(advice)
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
+    with open_folder(tmp_path, {"seed": 0}), pytest.raises(TuneError, match=r"is in use: another run \(process \d+\)"):
+        open_folder(tmp_path, {"seed": 0})
+    open_folder(tmp_path, {"seed": 0}).close()
 
 
 def test_of_equal_losses_the_one_nearest_to_the_full_cache_is_advised(tmp_path: Path) -> None:
@@ -101,8 +129,8 @@ def test_a_line_that_was_cut_off_is_replayed_and_a_damaged_one_is_told(tmp_path:
 
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
-    open_folder(tmp_path, {"model": "a", "agent": "small"})
-    open_folder(tmp_path, {"model": "a", "agent": "small"})
+    for _ in range(2):
+        open_folder(tmp_path, {"model": "a", "agent": "small"}).close()
     with pytest.raises(TuneError, match=r"holds another run:\n  - agent: 'small' there, 'words' now\nGive another"):
         open_folder(tmp_path, {"model": "a", "agent": "words"})
     (tmp_path / "tune.json").write_text(json.dumps([1]), encoding="utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from star_kv_sglang.cli.main import main
+from star_kv_sglang.tools.cli.tune import refuse_own_flags
+from star_kv_sglang.tools.tune.errors import TuneError
 from tests.models.checkpoints import EXAMPLE_MODEL
 from tests.tune.cases import data_url, png, user
 
@@ -50,3 +52,14 @@ def test_a_mistake_is_one_message(
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("word", ["--kv-policy", "--kv-budget=0.1", "--kv-image-window", "--kv-policy-config"])
+def test_words_for_the_servers_do_not_say_what_is_compared(word: str) -> None:
+    with pytest.raises(TuneError, match="every server of this command has its own"):
+        refuse_own_flags(["--mem-fraction-static", "0.8", word, "snapkv"])
+
+
+def test_an_api_key_is_not_written_into_the_page() -> None:
+    with pytest.raises(TuneError, match="leave it out"):
+        refuse_own_flags(["--api-key", "secret"])

@@ -67,7 +67,8 @@ class Looker:
         self._params = params
         inherited = [state.looks or TrajectoryState() for state in seen.states]
         self._looks: Looks | None = None
-        if scorer.prior or scorer.temporal:
+        # Where no screenshot has a live token nothing is gathered, and there is nothing to weigh.
+        if (scorer.prior or scorer.temporal) and _looked_at(seen):
             self._looks = weigh_looks(
                 group_saliency(seen, subspaces=scorer.subspaces),
                 seen.layouts,

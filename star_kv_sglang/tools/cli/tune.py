@@ -81,6 +81,7 @@ def tune_command(
     Words that are no options of this command go to `star-kv serve`, for example --mem-fraction-static 0.8.
     """
     console = Console()
+    refuse_own_flags(context.args)
     plan = Plan(
         model=model_path,
         threads=tuple(load_threads(trajectories, limit)),
@@ -119,6 +120,33 @@ def tune_command(
     console.print(f"Written to {out}: {PAGE} has the pictures", soft_wrap=True)
 
 
+OWN_FLAGS = (
+    "--kv-policy",
+    "--kv-budget",
+    "--kv-token-budget",
+    "--kv-image-window",
+    "--kv-policy-config",
+    "--model-path",
+)
+"""What each server of a run gets from this command."""
+
+
+def refuse_own_flags(arguments: Sequence[str]) -> None:
+    """Words for the server must not say what is compared.
+
+    Raises:
+        TuneError: One does; or an API key would be written into the page.
+    """
+    given = [word.partition("=")[0] for word in arguments]
+    wrong = sorted({word for word in given if word in OWN_FLAGS})
+    if wrong:
+        raise TuneError(f"{', '.join(wrong)}: every server of this command has its own; use --policies and --budgets")
+    if "--api-key" in given:
+        raise TuneError(
+            "--api-key: the servers listen on this machine alone, and the page has their flags; leave it out"
+        )
+
+
 def run(plan: Plan, replay: Replay, asked: dict[str, Any], max_loss: float, serve: Serve, console: Console) -> Advice:
     """Replays what is missing, and writes the advice and the page.
 
@@ -131,8 +159,7 @@ def run(plan: Plan, replay: Replay, asked: dict[str, Any], max_loss: float, serv
     """
     turns = {"threads": len(plan.threads), "turns": plan.num_turns, "fingerprint": fingerprint(plan)}
     settings = {"model": plan.model, **asked, **turns, "arguments": list(plan.arguments)}
-    open_folder(replay.folder, settings)
-    with Bars(console) as bars:
+    with open_folder(replay.folder, settings), Bars(console) as bars:
         conduct(plan, replay, serve, bars)
     cells = [cell for policy in plan.policies for cell in plan.cells(policy)]
     advice = advise(replay.folder, cells, max_loss)

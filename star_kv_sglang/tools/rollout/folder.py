@@ -7,7 +7,6 @@ Only one rollout writes to a folder. One that was killed goes on where it stoppe
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from star_kv_sglang.tools.chat import Message
+from star_kv_sglang.tools.folder_lock import FolderInUseError, locked
 from star_kv_sglang.tools.image_references import image_urls, with_image_urls
 from star_kv_sglang.tools.rollout.errors import RolloutError
 from star_kv_sglang.tools.rollout.trace import TRACE_FORMAT, Branch, Trace, TurnRow
@@ -119,18 +119,7 @@ def trace_path(folder: Path, branch: Branch) -> Path:
 
 
 def _locked(folder: Path) -> TextIO:
-    """An open file that is locked until it is closed, or until this process ends, however it ends."""
-    file = (folder / "rollout.lock").open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise RolloutError(
-            f"{folder} is in use: another rollout (process {owner}) writes there; wait for it, or give another --out"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+        return locked(folder, "rollout.lock", what="rollout")
+    except FolderInUseError as error:
+        raise RolloutError(str(error)) from None

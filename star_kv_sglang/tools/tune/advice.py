@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from star_kv_sglang.tools.eval.statistics import Estimate, PairedTest, bootstrap, paired_test
+from star_kv_sglang.tools.eval.statistics import Estimate, PairedTest, bootstrap, paired_test, wilson
 from star_kv_sglang.tools.tune.records import AGAIN, CellTurn, read_turns, turn_file
 from star_kv_sglang.tools.tune.replay import Cell
 
@@ -43,7 +43,16 @@ class Outcome:
     @property
     def loss(self) -> float:
         """Share of turns whose action changed."""
-        return 1 - self.same.mean
+        return _rounded(1 - self.same.mean)
+
+    @property
+    def most_loss(self) -> float:
+        """The end of the loss's interval, of both that can be told: over threads, and of turns as if none had any.
+
+        Where nothing changed, drawing threads again can show no change either.
+        """
+        turns = self.same.num_samples
+        return max(_rounded(1 - self.same.low), wilson(round(self.loss * turns), turns)[1])
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,8 @@ class Advice:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the whole interval of the chosen cell's loss is within the bound."""
-        return self.chosen is not None and 1 - self.chosen.same.low <= self.max_loss
+        """Whether the chosen cell's loss is within the bound up to the end of its interval."""
+        return self.chosen is not None and self.chosen.most_loss <= self.max_loss
 
     def flags(self, model: str, arguments: Sequence[str]) -> str:
         """The command to serve with."""
@@ -90,7 +99,8 @@ def advise(folder: Path, cells: Sequence[Cell], max_loss: float) -> Advice:
     rows = {cell: [row for row in read_turns(turn_file(folder, cell.name), CellTurn) if row.scored] for cell in cells}
     known = [row.ago is not None for found in rows.values() for row in found]
     knows_ages = bool(known) and all(known)
-    outcomes = [_outcome(cell, found, knows_ages) for cell, found in rows.items()]
+    again = next((found for cell, found in rows.items() if cell.name == AGAIN), [])
+    outcomes = [_outcome(cell, found, knows_ages, again) for cell, found in rows.items()]
     rivals = tuple(one for one in outcomes if one.cell.name != AGAIN)
     chosen = choose(rivals, max_loss)
     against = {}
@@ -123,7 +133,12 @@ def choose(outcomes: Sequence[Outcome], max_loss: float) -> Outcome | None:
     )
 
 
-def _outcome(cell: Cell, rows: Sequence[CellTurn], knows_ages: bool) -> Outcome:
+def _rounded(share: float) -> float:
+    """A share of turns without what subtracting from 1 adds: 2 of 100 are 0.02."""
+    return round(share, 9)
+
+
+def _outcome(cell: Cell, rows: Sequence[CellTurn], knows_ages: bool, again: Sequence[CellTurn]) -> Outcome:
     same, threads = [float(row.same) for row in rows], [row.thread for row in rows]
     compared = [row for row in rows if row.kl is not None and row.logprob is not None]
     by_age: dict[int, list[CellTurn]] = {}
@@ -134,7 +149,8 @@ def _outcome(cell: Cell, rows: Sequence[CellTurn], knows_ages: bool) -> Outcome:
     return Outcome(
         cell=cell,
         same=bootstrap(same, threads),
-        test=paired_test([1.0] * len(same), same, threads),
+        # Beyond what the full cache changes by itself, where that was replayed.
+        test=_paired(again, rows) if again and cell.name != AGAIN else paired_test([1.0] * len(same), same, threads),
         words=sum(not row.same_words for row in rows),
         kl=bootstrap([row.kl or 0.0 for row in compared], names) if compared else None,
         logprob=bootstrap([row.logprob or 0.0 for row in compared], names) if compared else None,

@@ -112,23 +112,30 @@ def verdict(advice: Advice) -> str:
     """The advice in words."""
     bound = f"{100 * advice.max_loss:g}%"
     if advice.chosen is None:
-        nearest = min(advice.outcomes, key=lambda one: one.loss)
+        beyond = [one for one in advice.outcomes if one.loss > advice.max_loss]
+        nearest = min(beyond, key=lambda one: one.loss)
         return (
-            f"No budget changes at most {bound} of the actions: {nearest.cell.name} changes "
-            f"{100 * nearest.loss:.1f}%. Keep the full cache, try larger budgets, or raise --max-loss."
+            f"No budget changes at most {bound} of the actions with all larger ones of its policy: {nearest.cell.name} "
+            f"changes {100 * nearest.loss:.1f}%.{by_itself(advice)} Keep the full cache, try larger budgets, or raise "
+            "--max-loss."
         )
     one = advice.chosen
-    low, high = 1 - one.same.high, 1 - one.same.low
+    low, high = max(0.0, 1 - one.same.high), one.most_loss
     said = (
         f"{one.cell.policy} at {100 * one.cell.budget:g}% changes {100 * one.loss:.1f}% of the actions (95% interval "
         f"{100 * low:.1f} to {100 * high:.1f}) and holds {100 * one.held.mean:.0f}% of the prompts' tokens. It is the "
-        f"smallest budget that changes at most {bound}."
+        f"smallest budget that changes at most {bound}, as all larger ones of its policy do.{by_itself(advice)}"
     )
     if not advice.is_sure:
         said += f" The interval reaches beyond {bound}: record more turns to be sure."
     elif one.same.num_samples < FEW:
         said += f" It rests on {one.same.num_samples} turns; with fewer than {FEW} an interval says little."
     return said
+
+
+def by_itself(advice: Advice) -> str:
+    """What the full cache changes where it is asked twice."""
+    return "" if advice.control is None else f" The full cache changes {100 * advice.control.loss:.1f}% by itself."
 
 
 def age_head(advice: Advice) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from star_kv_sglang.tools.resize import Size
 from star_kv_sglang.tools.rollout.trajectory import TrajectoryFileError, load_trajectories
@@ -212,7 +212,10 @@ class Reader:
         return self._picture(path, url, place)
 
     def _picture(self, path: Path, url: str, place: str) -> Picture:
-        scheme = urlsplit(url).scheme if not url.startswith("data:") else "data"
+        try:
+            scheme = urlsplit(url).scheme if not url.startswith("data:") else "data"
+        except ValueError as error:
+            raise RecordingError(f"{path}: {place}: {url[:80]!r} is no address ({error})") from error
         if scheme in ("http", "https"):
             raise RecordingError(
                 f"{path}: {place}: the image is at {url[:80]}, and nothing is downloaded here; put it beside the file "
@@ -224,9 +227,10 @@ class Reader:
         file = named if named.is_absolute() else path.parent / named
         try:
             content = file.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            told = getattr(error, "strerror", None) or error
             raise RecordingError(
-                f"{path}: {place}: the image {file} cannot be read ({error.strerror}); paths count from the file that "
+                f"{path}: {place}: the image {str(file)[:80]} cannot be read ({told}); paths count from the file that "
                 "names them"
             ) from error
         return self._keep(content, file, f"{path}: {place}: {file}")
@@ -238,7 +242,7 @@ class Reader:
                 with Image.open(io.BytesIO(content)) as image:
                     image.load()
                     size, media = image.size, Image.MIME.get(image.format or "", "image/png")
-            except (UnidentifiedImageError, OSError, ValueError) as error:
+            except Exception as error:  # whatever a decoder of broken files raises
                 raise RecordingError(f"{what} is no image that can be read ({error}); PNG and JPEG can be") from error
             self._pictures[digest] = Picture(digest, size, media, file, b"" if file is not None else content)
         return self._pictures[digest]

@@ -17,13 +17,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 from star_kv_sglang.tools.eval.store import read_lines
+from star_kv_sglang.tools.folder_lock import FolderInUseError, locked
 from star_kv_sglang.tools.tune.asking import Token
 from star_kv_sglang.tools.tune.errors import TuneError
 
 SETTINGS_FILE: Final = "tune.json"
+LOCK_FILE: Final = "tune.lock"
 TURNS: Final = "turns"
 KEPT: Final = "kept"
 SERVERS: Final = "servers"
@@ -141,14 +143,29 @@ def turn_file(folder: Path, cell: str) -> Path:
     return folder / TURNS / f"{cell}.jsonl"
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def open_folder(folder: Path, settings: Mapping[str, Any]) -> TextIO:
     """Makes the folder, or checks that what it holds was asked in the same way.
 
+    Returns:
+        A lock on it, which the caller holds as long as it writes.
+
     Raises:
-        TuneError: it was not; the message lists what differs.
+        TuneError: it was not, and the message lists what differs; or another process writes there.
     """
-    path = folder / SETTINGS_FILE
-    now = json.loads(json.dumps(settings))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = locked(folder, LOCK_FILE, what="run")
+    except FolderInUseError as error:
+        raise TuneError(str(error)) from None
+    try:
+        _keep_settings(folder / SETTINGS_FILE, json.loads(json.dumps(settings)))
+    except Exception:
+        lock.close()
+        raise
+    return lock
+
+
+def _keep_settings(path: Path, now: dict[str, Any]) -> None:
     if path.exists():
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -157,6 +174,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if changed:
             lines = "\n".join(f"  - {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in changed)
-            raise TuneError(f"{folder} holds another run:\n{lines}\nGive another --out, or the same settings.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            raise TuneError(f"{path.parent} holds another run:\n{lines}\nGive another --out, or the same settings.")
+    else:
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        whole.replace(path)
