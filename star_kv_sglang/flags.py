@@ -49,9 +49,8 @@ FLAGS: Final = (
         str,
         "a name",
         "NAME",
-        f"KV-cache policy: {', '.join(POLICIES)}. '{FULL}' is stock SGLang. 'star' is STaR-KV's three axes (a prior "
-        "over key heads, a discount over time, an entropy temperature) on the question's attention, where it is in "
-        "view, and on what stands out on a screenshot.",
+        f"KV-cache policy: {', '.join(POLICIES)}. '{FULL}' is stock SGLang. 'star' is STaR-KV's three axes (key-head "
+        "prior, discount over time, entropy temperature) on the question's attention and on what stands out.",
     ),
     Flag(
         "kv_budget",
