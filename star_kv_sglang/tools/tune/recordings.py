@@ -230,7 +230,7 @@ class Reader:
         except (OSError, ValueError) as error:
             told = getattr(error, "strerror", None) or error
             raise RecordingError(
-                f"{path}: {place}: the image {str(file)[:80]} cannot be read ({told}); paths count from the file that "
+                f"{path}: {place}: the image {str(file)[-80:]} cannot be read ({told}); paths count from the file that "
                 "names them"
             ) from error
         return self._keep(content, file, f"{path}: {place}: {file}")
