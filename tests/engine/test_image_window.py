@@ -30,9 +30,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trace(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where prunes are written."""
-    return tmp_path_factory.mktemp("trace")
+    return tmp_path_factory.mktemp(f"trace_{kind}")
 
 
 @pytest.fixture(scope="module")
