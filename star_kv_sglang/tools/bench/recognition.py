@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import random
-import statistics
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +22,7 @@ from star_kv_sglang.cache.lookup import ids_of_path
 from star_kv_sglang.cache.message_index import MessageIndex
 from star_kv_sglang.cache.radix_cache import StarRadixCache
 from star_kv_sglang.cache.segments import Frame
-from star_kv_sglang.tools.bench.append import append_rows
-from star_kv_sglang.tools.bench.serve.machine import describe
+from star_kv_sglang.tools.bench.query_times import QueryTime
 
 START, VISION_START, VISION_END = 1, 2, 3
 FIRST_WORD, VOCABULARY = 10, 150_000
@@ -53,22 +50,6 @@ class CacheShape:
     cols: int = 69
     num_words: int = 60
     same_words: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """Microseconds of this thread for one prompt.
-
-    Attributes:
-        query: What is asked.
-        num_queries: So many were measured.
-        median_us, worst_us: Over all of them.
-    """
-
-    query: str
-    num_queries: int
-    median_us: float
-    worst_us: float
 
 
 class Forest:
@@ -132,7 +113,7 @@ class Forest:
             self.index.note(self.tree, path, ids, frames, NAMESPACE)
 
 
-def measure(shape: CacheShape, *, num_queries: int = 200) -> Iterator[Row]:
+def measure(shape: CacheShape, *, num_queries: int = 200) -> Iterator[QueryTime]:
     """Fill a tree, then ask for the next turns of its branches, and for prompts that lie on none.
 
     Args:
@@ -174,19 +155,12 @@ def measure(shape: CacheShape, *, num_queries: int = 200) -> Iterator[Row]:
         "all screenshots": whole,
         "another task": another,
     }.items():
-        times = [_timed(forest, *make()) for _ in range(num_queries)]
-        yield Row(query, num_queries, statistics.median(times), max(times))
+        yield QueryTime.of(query, [_timed(forest, *make()) for _ in range(num_queries)])
     gc.unfreeze()
 
 
-def append_csv(path: Path, shape: CacheShape, rows: Sequence[Row]) -> None:
-    """Append the rows, with the machine's name and versions."""
-    machine = {**asdict(describe("recognised windows")), **asdict(shape)}
-    append_rows(path, [{**machine, **asdict(row)} for row in rows])
-
-
 def _timed(forest: Forest, ids: array[int], frames: list[Frame], expected: int) -> float:
-    """Microseconds of this thread alone, so that whatever else the machine does is left out."""
+    """Seconds of this thread alone, so that whatever else the machine does is left out."""
     start = time.thread_time()
     fit = Alignment(forest.tree, forest.index, ids, frames).best(NAMESPACE)
     if fit is not None:
@@ -195,4 +169,4 @@ def _timed(forest: Forest, ids: array[int], frames: list[Frame], expected: int) 
     found = 0 if fit is None else len(fit.left_out)
     if found != expected:
         raise RuntimeError(f"{found} screenshots were found to be left out, not {expected}: its time means nothing")
-    return 1e6 * seconds
+    return seconds

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gc
 import random
-import statistics
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from star_kv_sglang.engine.waiting import Prompted, WaitingPrompts
-from star_kv_sglang.tools.bench.append import append_rows
-from star_kv_sglang.tools.bench.serve.machine import describe
+from star_kv_sglang.tools.bench.query_times import QueryTime
 
 VOCABULARY = 150_000
 
@@ -44,22 +41,6 @@ class QueueShape:
     num_own: int = 500
 
 
-@dataclass(frozen=True)
-class Row:
-    """Microseconds of this thread for one query.
-
-    Attributes:
-        query: What is asked, and how.
-        num_queries: So many were measured.
-        median_us, worst_us: Over all of them.
-    """
-
-    query: str
-    num_queries: int
-    median_us: float
-    worst_us: float
-
-
 def compare_all(req: Prompted, others: Iterable[Prompted]) -> int:
     """The slow way, which the tests take for the truth: compare a prompt with all others of its namespace."""
     key = RadixKey(req.origin_input_ids)
@@ -73,7 +54,7 @@ def compare_all(req: Prompted, others: Iterable[Prompted]) -> int:
     )
 
 
-def measure(shape: QueueShape, *, num_queries: int = 200) -> Iterator[Row]:
+def measure(shape: QueueShape, *, num_queries: int = 200) -> Iterator[QueryTime]:
     """Ask both ways, and the tree with nothing new, after a change of the queue, and when it knows nobody yet.
 
     Args:
@@ -108,21 +89,14 @@ def measure(shape: QueueShape, *, num_queries: int = 200) -> Iterator[Row]:
     gc.unfreeze()
 
 
-def append_csv(path: Path, shape: QueueShape, rows: Sequence[Row]) -> None:
-    """Append the rows, with the machine's name and versions."""
-    machine = {**asdict(describe("waiting prompts")), **asdict(shape)}
-    append_rows(path, [{**machine, **asdict(row)} for row in rows])
-
-
 def _prompt(shared: array[int], number: int, shape: QueueShape, rng: random.Random) -> Prompt:
     """The shared tokens, then the request's number and whatever."""
     own = (rng.randrange(VOCABULARY) for _ in range(shape.num_own - 1))
     return Prompt(shared + array("q", [VOCABULARY + number, *own]))
 
 
-def _row(query: str, num_queries: int, run: Callable[[int], float]) -> Row:
-    times = [1e6 * run(number) for number in range(num_queries)]
-    return Row(query, num_queries, statistics.median(times), max(times))
+def _row(query: str, num_queries: int, run: Callable[[int], float]) -> QueryTime:
+    return QueryTime.of(query, [run(number) for number in range(num_queries)])
 
 
 def _timed(ask: Callable[[], int], shape: QueueShape) -> float:

@@ -20,19 +20,11 @@ def recognition(
     thread.
     """
     from rich.console import Console
-    from rich.table import Table
 
-    from star_kv_sglang.tools.bench.recognition import CacheShape, append_csv, measure
+    from star_kv_sglang.tools.bench.query_times import report
+    from star_kv_sglang.tools.bench.recognition import CacheShape, measure
 
     shape = CacheShape(num_branches=branches, num_turns=turns, kept=kept, same_words=same_words)
-    table = Table(title=f"{branches:,} branches of {turns} turns are cached: one prompt in microseconds")
-    table.add_column("prompt shows")
-    for column in ("prompts", "median", "worst"):
-        table.add_column(column, justify="right")
-    rows = []
-    for row in measure(shape, num_queries=queries):
-        rows.append(row)
-        table.add_row(row.query, str(row.num_queries), f"{row.median_us:,.0f}", f"{row.worst_us:,.0f}")
-    Console().print(table)
-    if csv is not None:
-        append_csv(csv, shape, rows)
+    title = f"{branches:,} branches of {turns} turns are cached: one prompt"
+    rows = measure(shape, num_queries=queries)
+    report(Console(), title, ("prompt shows", "prompts"), rows, csv, "recognised windows", shape)

@@ -19,19 +19,11 @@ def waiting(
     scheduler's thread: by comparing it with all, and by the tree of what waits.
     """
     from rich.console import Console
-    from rich.table import Table
 
-    from star_kv_sglang.tools.bench.waiting import QueueShape, append_csv, measure
+    from star_kv_sglang.tools.bench.query_times import report
+    from star_kv_sglang.tools.bench.waiting import QueueShape, measure
 
     shape = QueueShape(num_waiting=requests, num_shared=shared, num_own=own)
-    table = Table(title=f"{requests:,} requests wait and share {shared:,} tokens: one query in microseconds")
-    table.add_column("query")
-    for column in ("queries", "median", "worst"):
-        table.add_column(column, justify="right")
-    rows = []
-    for row in measure(shape, num_queries=queries):
-        rows.append(row)
-        table.add_row(row.query, str(row.num_queries), f"{row.median_us:,.0f}", f"{row.worst_us:,.0f}")
-    Console().print(table)
-    if csv is not None:
-        append_csv(csv, shape, rows)
+    title = f"{requests:,} requests wait and share {shared:,} tokens: one query"
+    rows = measure(shape, num_queries=queries)
+    report(Console(), title, ("query", "queries"), rows, csv, "waiting prompts", shape)

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from star_kv_sglang import __version__
 from star_kv_sglang.policies import REFUSED, policy_names
+from star_kv_sglang.tools.eval.progress import noted_progress
 from star_kv_sglang.tools.eval.runner import Protocol
 from star_kv_sglang.tools.eval.samples import TaskKind
 from star_kv_sglang.tools.rollout.server import serving
@@ -188,15 +188,7 @@ class Bars(Watcher):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = noted_progress(console)
         self._tasks: dict[str, Any] = {}
         self._changed: dict[str, int] = {}
 

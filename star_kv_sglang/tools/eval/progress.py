@@ -11,19 +11,24 @@ from star_kv_sglang.tools.eval.session import Watcher
 from star_kv_sglang.tools.eval.store import Result, Status
 
 
+def noted_progress(console: Console) -> Progress:
+    """Bars with what is done of what, a note for each, and the time that has passed and is left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 class BarWatcher(Watcher):
     """Draws a run: samples done, the mean of those of this session, and failures. A context manager."""
 
     def __init__(self, console: Console, name: str) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._progress = noted_progress(console)
         self._task = self._progress.add_task(name, total=None, note="")
         self._sum = 0.0
         self._scored = 0

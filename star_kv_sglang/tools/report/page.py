@@ -29,6 +29,22 @@ _WIDTH, _HEIGHT = 720, 240
 _LEFT, _BOTTOM, _TOP, _RIGHT = 56, 34, 12, 12
 
 
+def environment(package: str) -> jinja2.Environment:
+    """Templates of a package's pages: what is recorded is escaped, and a name that is missing is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def base_style() -> str:
+    """The look that all pages have."""
+    return (files(__package__) / "static" / "base.css").read_text("utf-8")
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture and what it shows.
@@ -147,17 +163,10 @@ def render_page(
         exchanges: what was asked and answered, an answer for each column.
         versions: what was run, by name.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("star_kv_sglang.tools.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.html.j2")
+    template = environment("star_kv_sglang.tools.report").get_template("report.html.j2")
     return template.render(
         title=title, setup=setup, columns=columns, rows=rows, pictures=pictures, chart=chart, exchanges=exchanges,
-        versions=versions, glossary=GLOSSARY, style=(files(__package__) / "static" / "base.css").read_text("utf-8"),
+        versions=versions, glossary=GLOSSARY, style=base_style(),
     )  # fmt: skip
 
 

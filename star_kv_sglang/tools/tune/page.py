@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from star_kv_sglang.tools.eval.statistics import Estimate, PairedTest
 from star_kv_sglang.tools.report.kept import LEGEND, draw_kept
-from star_kv_sglang.tools.report.page import Picture
+from star_kv_sglang.tools.report.page import Picture, base_style, environment
 from star_kv_sglang.tools.tune.advice import FEW, Advice, Outcome
 from star_kv_sglang.tools.tune.recordings import Thread
 from star_kv_sglang.tools.tune.records import FULL, KEPT, CellTurn, FullTurn, read_turns, turn_file
@@ -27,7 +25,8 @@ GLOSSARY: Final = {
     "turn": "One recorded prompt. It is sent as it was recorded, whatever the policy has answered before.",
     "same": "Turns in which the policy's own answer does what the full cache's does: the same action, clicks within "
     "the tolerance.",
-    "p": "How likely so many changes would be if policy and full cache were the same; paired, over whole threads.",
+    "p": "How likely so many changes would be if the policy changed no more than the full cache does when it is asked "
+    "again, or nothing where that was not replayed; paired, over whole threads.",
     "KL": "How far the policy's next token is from the full cache's, mean over the full cache's answer, in nats; from "
     "below, as only the likeliest tokens are looked at one by one.",
     "log-probability": "Of the full cache's answer under the policy, less that under the full cache, mean over its "
@@ -92,19 +91,12 @@ def render(
         changed: turns with pictures.
         about: what was run, by name.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("star_kv_sglang.tools.tune"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, nats=nats, p=p_value)
+    templates = environment("star_kv_sglang.tools.tune")
+    templates.filters.update(percent=percent, nats=nats, p=p_value)
     ages = sorted({age for one in advice.outcomes for age in one.ages})
-    style = (files("star_kv_sglang.tools.report") / "static" / "base.css").read_text("utf-8")
-    return environment.get_template("tune.html.j2").render(
+    return templates.get_template("tune.html.j2").render(
         title=title, setup=setup, command=command, advice=advice, changed=changed, about=about, ages=ages, few=FEW,
-        glossary=GLOSSARY, legend=LEGEND, verdict=verdict(advice), age_head=age_head(advice), style=style,
+        glossary=GLOSSARY, legend=LEGEND, verdict=verdict(advice), age_head=age_head(advice), style=base_style(),
     )  # fmt: skip
 
 
