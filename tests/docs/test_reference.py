@@ -115,7 +115,7 @@ def test_what_is_refused_is_in_the_matrix() -> None:
         "pipeline, context parallelism": "pp_size",
         "prefill/decode disaggregation": "disaggregation_mode",
         "LoRA": "enable_lora",
-        "quantised KV cache": "kv_cache_dtype",
+        "quantised KV cache but `fp8_e4m3`": "kv_cache_dtype",
     }
     assert refused == list(words)
     fields = {field for rule in FLAG_RULES for field in rule.fields}
