@@ -63,7 +63,7 @@ test-seams: install
 
 # Without a limit every process takes all processors for its float32 references, and all of them wait.
 test-gpu: tree
-	OMP_NUM_THREADS=2 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu -n $(GPU_JOBS) --dist loadgroup
+	OMP_NUM_THREADS=2 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TREE)$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -m gpu -n $(GPU_JOBS) --dist loadgroup --no-loadscope-reorder
 
 # 30 minutes: agents that abort, hang up and wait for room on a real server, then what they did one by one.
 soak: install tree

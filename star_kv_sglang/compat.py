@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from star_kv_sglang import __version__
 from star_kv_sglang.errors import SeamMovedError
 from star_kv_sglang.request_params import problems_of_preferences
 
@@ -28,6 +30,8 @@ TEXT_MODELS = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 ATTENTION_BACKENDS = ("torch_native", "flashinfer")
 CPU_SWITCH = "SGLANG_USE_CPU_ENGINE"
 """Environment variable of SGLang's CPU engine; it is read while SGLang is imported."""
+CHECKED_SGLANG = "STAR_KV_CHECKED_SGLANG"
+"""Environment variable that names an SGLang which the process that started this one has compared."""
 HTTP_APP = "star_kv_sglang.patches.http_app:app"
 """What several processes that answer clients import: SGLang's app, with the checks of requests."""
 
@@ -188,14 +192,32 @@ FLAG_RULES = (
 
 
 def require_supported_sglang() -> None:
-    """Compare the installed SGLang with what this package extends.
+    """Compare the installed SGLang with what this package extends; in the first process of a server only.
+
+    Reading SGLang's source takes two seconds. The processes that a process starts import the same one, and find in
+    their environment that it was looked at.
 
     Raises:
         SeamMovedError: Another version, or a seam whose signature differs.
     """
+    installed = _installed_sglang()
+    if installed is not None and os.environ.get(CHECKED_SGLANG) == installed:
+        return
     problems = sglang_problems()
     if problems:
         raise SeamMovedError(problems, SUPPORTED_SGLANG)
+    if installed is not None:
+        os.environ[CHECKED_SGLANG] = installed
+
+
+def _installed_sglang() -> str | None:
+    """What tells an installed SGLang, and us, from others; None where there is none."""
+    spec = find_spec("sglang")
+    try:
+        version = metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return None
+    return None if spec is None else f"{spec.origin} {version} {__version__}"
 
 
 def sglang_problems() -> list[str]:

@@ -185,6 +185,9 @@ def serve(fd: int) -> None:
     import sglang.cli.serve
     import sglang.srt.entrypoints.http_server  # noqa: F401
 
+    # What every scheduler imports first: all of the models.
+    import sglang.srt.models.registry
+
     gc.freeze()
     with socket.socket(fileno=fd) as asks:
         _take_wishes(asks)

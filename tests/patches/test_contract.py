@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from star_kv_sglang import compat
+from star_kv_sglang.errors import SeamMovedError
 from star_kv_sglang.patches import manifest
 from star_kv_sglang.patches.contract import SourceTree
 from star_kv_sglang.patches.seam import SeamKind
@@ -226,3 +227,23 @@ def test_hooks_exist() -> None:
     )
     assert [seam.target for seam in seams if not hasattr(hooks, seam.hook or "")] == []
     assert {seam.kind for seam in seams} <= {SeamKind.AROUND, SeamKind.AFTER}
+
+
+def test_processes_of_one_server_read_sglang_s_source_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first process tells those that it starts, in their environment; another SGLang is looked at again."""
+    looked = []
+
+    def look() -> list[str]:
+        looked.append(1)
+        return []
+
+    monkeypatch.setenv(compat.CHECKED_SGLANG, "/elsewhere/sglang/__init__.py 0.5.22 0.1.0")
+    monkeypatch.setattr(compat, "seam_problems", look)
+    for _ in range(2):
+        compat.require_supported_sglang()
+    assert len(looked) == 1
+    monkeypatch.delenv(compat.CHECKED_SGLANG)
+    monkeypatch.setattr(compat, "seam_problems", lambda: ["RadixCache.evict is gone"])
+    for _ in range(2):
+        with pytest.raises(SeamMovedError, match="evict is gone"):
+            compat.require_supported_sglang()

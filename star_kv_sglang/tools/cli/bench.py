@@ -6,6 +6,7 @@ import typer
 
 from star_kv_sglang.tools.cli.bench_budget import budget
 from star_kv_sglang.tools.cli.bench_fleet import fleet
+from star_kv_sglang.tools.cli.bench_group import group
 from star_kv_sglang.tools.cli.bench_ops import ops
 from star_kv_sglang.tools.cli.bench_recognition import recognition
 from star_kv_sglang.tools.cli.bench_serve import serve
@@ -24,6 +25,7 @@ bench_app.command("ops")(ops)
 bench_app.command("turn")(turn)
 bench_app.command("serve")(serve)
 bench_app.command("fleet")(fleet)
+bench_app.command("group")(group)
 bench_app.command("budget")(budget)
 bench_app.command("tree")(tree)
 bench_app.command("recognition")(recognition)
