@@ -10,7 +10,7 @@ import torch
 from star_kv_sglang.algorithm.to_device import to_device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from star_kv_sglang.algorithm.layout import PromptLayout
     from star_kv_sglang.algorithm.params import ScorerParams
@@ -78,12 +78,18 @@ class ScoringBatch:
 
     def spans_of(self, used: Sequence[bool]) -> torch.Tensor:
         """`spans` with those of unused requests emptied."""
+        if all(used):
+            return self.spans
         mask = to_device(used, self.spans.device, torch.bool)
         return torch.where(mask[:, None], self.spans, torch.zeros_like(self.spans))
 
     def empty_per_group(self) -> torch.Tensor:
         """Zeros [L, G] float32: the value of a branch that has none yet."""
-        return torch.zeros_like(self.group_scores[:, :, 0])
+        return self.group_scores.new_zeros(self.group_scores.shape[:2])
+
+    def one_per_group(self) -> torch.Tensor:
+        """Ones [L, G] float32: the stability of a branch without a pattern."""
+        return self.group_scores.new_ones(self.group_scores.shape[:2])
 
 
 def advances(layout: PromptLayout, state: TrajectoryState) -> bool:
@@ -91,10 +97,15 @@ def advances(layout: PromptLayout, state: TrajectoryState) -> bool:
     return layout.window > 0 and bool(layout.frames) and layout.num_frames_total > state.num_frames
 
 
-def stack_states(tensors: Sequence[torch.Tensor | None], empty: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack per-branch tensors [L, ...] to [L, R, ...], `empty` standing in for None, and say which exist [R] bool."""
-    stacked = torch.stack([empty if tensor is None else tensor for tensor in tensors], dim=1)
-    return stacked, to_device([tensor is not None for tensor in tensors], empty.device, torch.bool)
+def stack_states(tensors: Sequence[torch.Tensor | None], empty: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Stack per-branch tensors [L, ...] to [L, R, ...]; `empty` makes what stands in for None."""
+    return torch.stack([empty() if tensor is None else tensor for tensor in tensors], dim=1)
+
+
+def per_request(values: Sequence[float], device: torch.device) -> float | torch.Tensor:
+    """One number for each request, float32 [R, 1]; the number itself where all have the same, which needs no copy."""
+    numbers = torch.tensor(values, dtype=torch.float32)
+    return numbers[0].item() if len(set(values)) == 1 else numbers.to(device, non_blocking=True)[:, None]
 
 
 def _current_span(layout: PromptLayout, first: int) -> tuple[int, int]:

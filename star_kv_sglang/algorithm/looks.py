@@ -32,12 +32,13 @@ class TokenWeights:
     Attributes:
         prior: float32 [L, V], the factor of each token's strongest group.
         stability: float32 [L, V], how much that group's pattern is the running one, 0 to 1.
-        fading: float32 [L, V], what is left of the token by the screenshots that came after its own.
+        fading: float32 [L, V], what is left of the token by the screenshots that came after its own; None of the
+            newest, of which all is left.
     """
 
     prior: torch.Tensor
     stability: torch.Tensor
-    fading: torch.Tensor
+    fading: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Looks:
             age: Screenshots that came after it.
         """
         strongest = self.saliency[:, :, span].argmax(dim=1)
-        faded = torch.exp(-age * self.rates[:, request])
+        fading = None
+        if age > 0:
+            fading = (self.floor + (1.0 - self.floor) * torch.exp(-age * self.rates[:, request])).gather(1, strongest)
         return TokenWeights(
-            self.factors[:, request].gather(1, strongest),
-            self.stability[:, request].gather(1, strongest),
-            (self.floor + (1.0 - self.floor) * faded).gather(1, strongest),
+            self.factors[:, request].gather(1, strongest), self.stability[:, request].gather(1, strongest), fading
         )
 
 
@@ -103,7 +104,7 @@ def weigh_looks(
     # No step that is asked for here reads norms.
     batch = ScoringBatch.build(saliency, layouts, kv_indptr, frame_offsets, frame_offsets, params, ops)
     weights = weigh_groups(batch, states)
-    stable, _ = stack_states([state.stability for state in weights.states], torch.ones_like(batch.empty_per_group()))
+    stable = stack_states([state.stability for state in weights.states], batch.one_per_group)
     return Looks(saliency, weights.factors, weights.rates, stable, weights.states, params.discount_floor)
 
 

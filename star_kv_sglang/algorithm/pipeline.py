@@ -8,6 +8,7 @@ saliency that they are told of: `algorithm/looks.py` asks the same of one that n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,7 @@ def weigh_groups(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> Grou
     params = batch.params
     advancing = [advances(layout, state) for layout, state in zip(batch.layouts, states, strict=True)]
     new_states = advance_patterns(batch, advance_prior(batch, states, advancing), advancing)
-    stacked_mi, _ = stack_states([state.mi_ema for state in new_states], batch.empty_per_group())
+    stacked_mi = stack_states([state.mi_ema for state in new_states], batch.empty_per_group)
     weights = head_weights(stacked_mi, params.prior_tau)
     prior_weights = tuple(params.prior_weight(state.step) for state in new_states)
     return GroupWeights(
@@ -155,8 +156,11 @@ def weigh_groups(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> Grou
 
 def _fuse(batch: ScoringBatch, weights: GroupWeights, keep_steps: bool) -> FusedScores:
     params, states = batch.params, weights.states
-    unknown = torch.full_like(batch.empty_per_group()[:, 0], float("nan"))
-    previous, _ = stack_states([state.temperature_ema for state in states], unknown)
+
+    def unknown() -> torch.Tensor:
+        return batch.group_scores.new_full(batch.group_scores.shape[:1], math.nan)
+
+    previous = stack_states([state.temperature_ema for state in states], unknown)
     return batch.ops.fuse_scores(
         batch.group_scores,
         batch.kv_indptr,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.algorithm.batch import ScoringBatch, stack_states
+from star_kv_sglang.algorithm.batch import ScoringBatch, per_request, stack_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def group_factors(weights: torch.Tensor, prior_weights: Sequence[float]) -> torc
 
     (1 - lambda) + lambda * G * weight: 1 on average over the groups.
     """
-    lam = torch.tensor(prior_weights, dtype=torch.float32).to(weights.device, non_blocking=True)[:, None]
+    lam = per_request(prior_weights, weights.device)
     return (1.0 - lam) + lam * weights.shape[-1] * weights
 
 
@@ -68,7 +68,8 @@ def _running_mi(
     mi = batch.ops.spatial_mi(
         batch.group_scores, batch.frame_offsets, batch.spans_of(measured), batch.grids, max_span=batch.max_span
     )
-    stored, exists = stack_states([state.mi_ema for state in states], batch.empty_per_group())
-    decay = torch.where(exists, batch.params.prior_ema, 0.0)[:, None]
+    stored = stack_states([state.mi_ema for state in states], batch.empty_per_group)
+    decays = [0.0 if state.mi_ema is None else batch.params.prior_ema for state in states]
+    decay = per_request(decays, mi.device)
     running = decay * stored + (1.0 - decay) * mi
     return [running[:, r].clone() if used else states[r].mi_ema for r, used in enumerate(measured)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.algorithm.batch import ScoringBatch, stack_states
+from star_kv_sglang.algorithm.batch import ScoringBatch, per_request, stack_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,9 +54,9 @@ def decay_rates(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> torch
     """Decay per screenshot of age [L, R, G]; 0 for a prompt with fewer than two screenshots."""
     params = batch.params
     discounted = [params.temporal and len(layout.frames) >= 2 for layout in batch.layouts]
-    stability, _ = stack_states([state.stability for state in states], torch.ones_like(batch.empty_per_group()))
+    stability = stack_states([state.stability for state in states], batch.one_per_group)
     rate = params.discount_delta * (params.discount_eps + (1.0 - params.discount_eps) * stability)
-    return torch.where(torch.tensor(discounted).to(rate.device, non_blocking=True)[:, None], rate, 0.0)
+    return rate if all(discounted) else rate * per_request([float(flag) for flag in discounted], rate.device)
 
 
 def _previous_patterns(

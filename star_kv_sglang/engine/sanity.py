@@ -28,12 +28,17 @@ def without_nan(scored: PolicyScores, seen: Observation) -> tuple[PolicyScores, 
     is_nan = mean.isnan()
     if seen.attention is not None:
         is_nan = is_nan | seen.attention.sum(dim=(0, 1)).isnan()
-    places = torch.arange(len(mean), device=mean.device)
-    owner = torch.bucketize(places, bounds[1:], right=True)
-    num_nan = torch.cat([bounds.new_zeros(1), is_nan.cumsum(0)])[bounds].diff()
-    corrupt = num_nan > 0
-    recency = 2.0 * (places - bounds[owner] + 1) / (bounds.diff()[owner] + 1)
-    replaced, again = corrupt[owner], scored.for_pruning_again
+    places = torch.arange(1, len(mean) + 1, device=mean.device)
+    if len(seen.layouts) == 1:
+        corrupt = replaced = is_nan.any(dim=0, keepdim=True)
+        recency = 2.0 * places / (len(mean) + 1)
+    else:
+        owner = torch.bucketize(places, bounds[1:])
+        num_nan = torch.cat([bounds.new_zeros(1), is_nan.cumsum(0)])[bounds].diff()
+        corrupt = num_nan > 0
+        replaced = corrupt[owner]
+        recency = 2.0 * (places - bounds[owner]) / (bounds.diff()[owner] + 1)
+    again = scored.for_pruning_again
     sane = replace(
         scored,
         calibrated=torch.where(replaced, recency.to(scored.calibrated.dtype), scored.calibrated),

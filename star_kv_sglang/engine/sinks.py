@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_SINKS = 4
 """Of each screenshot; of each part of it, where a chunk boundary cuts it."""
 
-NUM_PROBES = 6
+NUM_PROBES = 3
 """About so many layers are looked at, from the second on. A sink's activation comes early and stays from layer to
 layer; what is large before the first is what the vision tower has made large, such as widgets on a plain background."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import triton
 
 from star_kv_sglang.triton_ops.checks import (
     INT_DTYPES,
@@ -13,20 +14,22 @@ from star_kv_sglang.triton_ops.checks import (
     check_same_device,
     check_shape,
 )
-from star_kv_sglang.triton_ops.group_distances.kernel import group_distances_kernel
-from star_kv_sglang.triton_ops.launch import pow2
+from star_kv_sglang.triton_ops.group_distances.kernel import block_sums_kernel, group_distances_kernel
+from star_kv_sglang.triton_ops.launch import pow2, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_TILE = 64
+ROWS_PER_BLOCK = 64
+BLOCKS_PER_STEP = 16
+ROWS_PER_COUNT = 1024
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 def group_distances(
     pools: Sequence[torch.Tensor], slots: torch.Tensor, indptr: torch.Tensor, counts: torch.Tensor, *, max_rows: int
 ) -> torch.Tensor:
-    """L2 distance of each token's vector to the mean of its frame, for every layer and group in one launch.
+    """L2 distance of each token's vector to the mean of its frame, for every layer and group in two launches.
 
     | argument | shape | dtype | |
     |---|---|---|---|
@@ -65,21 +68,23 @@ def group_distances(
     num_frames = indptr.shape[0] - 1
     if num_frames == 0 or slots.shape[0] == 0:
         return out
+    num_blocks = max(1, triton.cdiv(max_rows, ROWS_PER_BLOCK))
+    shape = (len(pools), num_groups, num_frames, num_blocks, head_dim)
+    sums = scratch("group_distances", shape, torch.float32, first.device)
     addresses = torch.tensor([pool.data_ptr() for pool in pools], dtype=torch.int64)
-    group_distances_kernel[(num_groups, num_frames, len(pools))](
-        addresses.to(first.device, non_blocking=True),
-        slots,
-        indptr,
-        counts,
-        out,
-        first.stride(0),
-        first.stride(1),
-        slots.shape[0],
-        NUM_GROUPS=num_groups,
-        HEAD_DIM=head_dim,
-        KIND=KINDS[first.dtype],
-        BLOCK_R=pow2(max_rows, 16, MAX_TILE),
-        BLOCK_D=pow2(head_dim, 16),
-        num_warps=8,
+    read = (addresses.to(first.device, non_blocking=True), slots, indptr, counts, sums)
+    sizes = (first.stride(0), first.stride(1), slots.shape[0], num_blocks)
+    kinds = {
+        "NUM_GROUPS": num_groups,
+        "HEAD_DIM": head_dim,
+        "KIND": KINDS[first.dtype],
+        "BLOCK_R": ROWS_PER_BLOCK,
+        "BLOCK_D": pow2(head_dim, 16),
+        "num_warps": 4,
+    }
+    grid = (num_groups * num_blocks, num_frames, len(pools))
+    block_sums_kernel[grid](*read, *sizes, **kinds)
+    group_distances_kernel[grid](
+        *read, out, *sizes, **kinds, BLOCK_N=pow2(max_rows, 16, ROWS_PER_COUNT), BLOCK_B=BLOCKS_PER_STEP
     )
     return out

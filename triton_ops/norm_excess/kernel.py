@@ -13,20 +13,24 @@ def norm_excess_kernel(
     indptr,  # [F+1] int32
     excess,  # [n] float32
     BLOCK_R: tl.constexpr,
+    ONE_TILE: tl.constexpr,
 ):
-    """One frame per program."""
+    """One frame per program; where a tile holds the largest, each norm is read once."""
     frame = tl.program_id(0)
     start = tl.load(indptr + frame)
     end = tl.load(indptr + frame + 1)
     rank = (end - start - 1) // 2
     median = tl.zeros([1], tl.int32)
+    first = start + tl.arange(0, BLOCK_R)
+    first_bits = tl.load(norms + first, mask=first < end, other=0.0).to(tl.int32, bitcast=True)
     for step in range(31):
         candidate = median + (tl.full([1], 1, tl.int32) << (30 - step))
-        below = tl.zeros([1], tl.int32)
-        for tile in range(start, end, BLOCK_R):
-            row = tile + tl.arange(0, BLOCK_R)
-            bits = tl.load(norms + row, mask=row < end, other=0.0).to(tl.int32, bitcast=True)
-            below += tl.sum(((row < end) & (bits < candidate)).to(tl.int32), axis=0)
+        below = tl.zeros([1], tl.int32) + tl.sum(((first < end) & (first_bits < candidate)).to(tl.int32), axis=0)
+        if not ONE_TILE:
+            for tile in range(start + BLOCK_R, end, BLOCK_R):
+                row = tile + tl.arange(0, BLOCK_R)
+                bits = tl.load(norms + row, mask=row < end, other=0.0).to(tl.int32, bitcast=True)
+                below += tl.sum(((row < end) & (bits < candidate)).to(tl.int32), axis=0)
         median = tl.where(below <= rank, candidate, median)
     usual = median.to(tl.float32, bitcast=True)
     for tile in range(start, end, BLOCK_R):

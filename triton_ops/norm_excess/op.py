@@ -37,5 +37,7 @@ def norm_excess(norms: torch.Tensor, indptr: torch.Tensor, excess: torch.Tensor,
     num_frames = indptr.shape[0] - 1
     if num_frames > 0 and norms.shape[0] > 0:
         tile = pow2(max_rows, 16, MAX_TILE)
-        norm_excess_kernel[(num_frames,)](norms, indptr, excess, BLOCK_R=tile, num_warps=8 if tile < 8192 else 16)
+        norm_excess_kernel[(num_frames,)](
+            norms, indptr, excess, BLOCK_R=tile, ONE_TILE=max_rows <= tile, num_warps=8 if tile < 8192 else 16
+        )
     return excess
