@@ -13,8 +13,10 @@ from typing import Final
 from star_kv_sglang import compat, cpu_mode
 from star_kv_sglang.cli import banner
 from star_kv_sglang.cpu_mode import CpuModeError
+from star_kv_sglang.cpu_mode.template import SINGLE_THREADED
 from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.flags import FLAGS, config_of
+from star_kv_sglang.patches import cpu_server
 
 # `sglang serve` by its module: the script of that name is missing where SGLang is only on PYTHONPATH.
 _SGLANG = "import sys; from sglang.cli.main import main; sys.argv[0] = 'sglang'; sys.exit(main())"
@@ -64,17 +66,19 @@ def plan(argv: Sequence[str], environment: Mapping[str, str], *, gpu: bool) -> L
                 "--device cpu was asked for on a machine with a GPU, where star-kv's CPU mode is never used. Leave "
                 "--device out, or hide the GPU with CUDA_VISIBLE_DEVICES=''."
             )
-        return Launch(_command(cpu_mode.with_flags(argv, added)), dict(environment), None)
+        return Launch(_command(_SGLANG, cpu_mode.with_flags(argv, added)), dict(environment), None)
     for_cpu = cpu_mode.missing_cpu_arguments(argv)
+    # The event loop of a worker that answers clients does not survive a fork.
+    program = cpu_server.PROGRAM if given.get("tokenizer_worker_num", "1") == "1" else _SGLANG
     return Launch(
-        _command(cpu_mode.with_cpu_arguments(cpu_mode.with_flags(argv, added))),
-        cpu_mode.cpu_environment(environment),
+        _command(program, cpu_mode.with_cpu_arguments(cpu_mode.with_flags(argv, added))),
+        {**cpu_mode.cpu_environment(environment), **SINGLE_THREADED},
         " ".join(["No GPU found: CPU mode is on.", *for_cpu]),
     )
 
 
-def _command(argv: Sequence[str]) -> list[str]:
-    return [sys.executable, "-c", _SGLANG, "serve", *argv]
+def _command(program: str, argv: Sequence[str]) -> list[str]:
+    return [sys.executable, "-c", program, "serve", *argv]
 
 
 def help_text() -> str:

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     # the way into SGLang
     "patches": {
         *("algorithm", "triton_ops", "config", "request_params", "server_args", "compat"),
-        *("cache", "engine", "attention", "images", "introspection"),
+        *("cache", "engine", "attention", "images", "introspection", "cpu_mode"),
     },
     "compat": {"config", "request_params", "server_args", "patches"},
     "plugin": {"config", "server_args", "compat", "engine", "patches", "cpu_mode"},
