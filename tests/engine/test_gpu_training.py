@@ -67,7 +67,8 @@ def test_a_trainer_in_bfloat16(
     for name, error in errors.items():
         logger.info("worst difference of log-probabilities, %s: %.4f", name, error)
         record_property(name, error)
-    assert len(read_kept(answer.meta).prunes) == NUM_TURNS
+    # A later turn may cut a screenshot again by the token that its rounded share was too large by.
+    assert len({prune.start for prune in read_kept(answer.meta).prunes}) == NUM_TURNS
     assert errors["float32"] < MOST_NOISE * errors["rounding"]
     assert errors["bfloat16"] < MOST_NOISE * errors["rounding"]
     assert errors["bfloat16 without masks"] > MOST_NOISE * errors["rounding"], "the masks would not be missed"

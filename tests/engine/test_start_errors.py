@@ -183,7 +183,7 @@ def test_embeddings_of_screenshots_get_a_size_on_a_gpu(
     from star_kv_sglang import server_args
 
     monkeypatch.delenv("SGLANG_VLM_CACHE_SIZE_MB", raising=False)
-    record = parse(checkpoint("qwen2_5_vl"), **STAR)
+    record = parse(checkpoint("qwen2_5_vl"), **STAR, max_running_requests=8)
     has_size = "SGLANG_VLM_CACHE_SIZE_MB" in os.environ
     assert has_size is cpu_mode.is_gpu_present(), "a CPU keeps SGLang's size"
     monkeypatch.setattr(server_args.compat, "gpu_is_present", lambda: True)
