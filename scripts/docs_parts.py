@@ -27,6 +27,7 @@ from star_kv_sglang.engine.stats import PolicyCounters, RequestUse
 from star_kv_sglang.flags import FLAGS
 from star_kv_sglang.policies import policy_keys, policy_records
 from star_kv_sglang.request_params import KEYS
+from star_kv_sglang.tools.bench.scale.report import CHECK_HEADS, check
 from star_kv_sglang.tools.bench.sizing import GIB, MODELS, Fleet, sizing_rows
 from star_kv_sglang.tools.markdown import markdown_table
 
@@ -105,6 +106,11 @@ def sizing() -> str:
     return markdown_table(*sizing_rows(MODELS, Fleet(80 * GIB, 0.72, num_screenshots=10, num_shared=1, budget=0.2)))
 
 
+def scale_check() -> str:
+    """`star-kv bench scale --check`."""
+    return markdown_table(list(CHECK_HEADS), check(ROOT / "benchmarks", "h100"))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "shared-keys": shared_keys,
@@ -114,6 +120,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "counters": counters,
     "refusals": refusals,
     "sizing": sizing,
+    "scale-check": scale_check,
 }
 
 

@@ -9,6 +9,7 @@ from star_kv_sglang.tools.cli.bench_fleet import fleet
 from star_kv_sglang.tools.cli.bench_group import group
 from star_kv_sglang.tools.cli.bench_ops import ops
 from star_kv_sglang.tools.cli.bench_recognition import recognition
+from star_kv_sglang.tools.cli.bench_scale import scale
 from star_kv_sglang.tools.cli.bench_serve import serve
 from star_kv_sglang.tools.cli.bench_sizing import sizing
 from star_kv_sglang.tools.cli.bench_tree import tree
@@ -31,3 +32,4 @@ bench_app.command("tree")(tree)
 bench_app.command("recognition")(recognition)
 bench_app.command("waiting")(waiting)
 bench_app.command("sizing")(sizing)
+bench_app.command("scale")(scale)
