@@ -107,7 +107,7 @@ class MeasuredFleet:
             ConfigError: There is none.
         """
         own = [row for row in rows if row["policy"] == policy and row["phase"] == "fleet" and row["partial"] != "True"]
-        plain = [row for row in own if row["metric"] == "turns_per_s" and _is_plain(row["note"])]
+        plain = [row for row in own if row["metric"] == "turns_per_s" and _is_plain(row)]
         if not plain:
             raise ConfigError(f"no fleet of {policy} with its whole history was measured: star-kv bench fleet")
         run = max(plain, key=lambda row: row["date"])
@@ -117,8 +117,10 @@ class MeasuredFleet:
         return cls(int(run["batch"]), int(run["note"].split()[0]), found, run["date"])
 
 
-def _is_plain(note: str) -> bool:
-    return "append" in note and "references" not in note and "share" not in note
+def _is_plain(row: Row) -> bool:
+    """With its whole history, as bytes, nothing shared; stock with the flags that are best for it, a policy with none."""
+    what, *more = row["note"].split("; ")
+    return what.endswith("append") and (not more or (row["policy"] == _STOCK and more[0].startswith("--")))
 
 
 def _fit_steps(rows: list[Row]) -> tuple[float, float, float]:
