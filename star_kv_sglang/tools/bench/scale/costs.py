@@ -118,7 +118,7 @@ class MeasuredFleet:
 
 
 def _is_plain(row: Row) -> bool:
-    """With its whole history, as bytes, nothing shared; stock with the flags that are best for it, a policy with none."""
+    """With its whole history, as bytes, nothing shared; stock with the flags that are best for it, others with none."""
     what, *more = row["note"].split("; ")
     return what.endswith("append") and (not more or (row["policy"] == _STOCK and more[0].startswith("--")))
 
