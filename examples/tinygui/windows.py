@@ -1,0 +1,221 @@
+"""What a window over the screenshots does to right answers, on the real engine.
+
+    python -m tinygui.windows --out ../out/windows --count 100 --page ../docs/window-answers.md
+
+A trajectory is played turn by turn, and its last turn asks about earlier screens. Every way to hold the conversation is
+asked the same questions, by one engine, with wishes in the requests: the whole history; the last N screenshots as a
+client sends them, computed anew; the same prompts recognised; the window by parameter, for a prompt sees the window of
+the turn before and its own screenshot, one screenshot narrower, so that a question sees as much as the client's, and
+as wide; the whole history at a budget of as many tokens. A run that stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from star_kv_sglang import cpu_mode
+from star_kv_sglang.tools.eval.statistics import paired_test
+from star_kv_sglang.tools.eval.suite.served import empty_cache
+from star_kv_sglang.tools.markdown import markdown_table
+from star_kv_sglang.tools.rollout.scoring import is_correct
+from tinygui.recall import RecallCase, chat_messages, recall_cases
+from tinygui.worlds import WORLDS
+
+HERE = Path(__file__).resolve().parent
+MODELS = {"first": HERE / "model", "second": HERE / "model2"}
+NUM_SCREENS = 6
+FIRST_SEED = 8_500_000
+KINDS = ("inside", "oldest inside", "dropped")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to hold a conversation.
+
+    Attributes:
+        name: As the page shows it.
+        drops: The client leaves out all but the newest screenshots, with their messages.
+        wishes: ``custom_params`` of every request.
+    """
+
+    name: str
+    drops: bool
+    wishes: Mapping[str, Any]
+
+
+def ways(window: int) -> tuple[Way, ...]:
+    """All of them; the client's last N, computed anew, is what the others are compared with."""
+    whole = {"kv_budget": 1.0}
+    return (
+        Way(f"last {window}, computed anew", True, whole),
+        Way(f"last {window}, recognised", True, {**whole, "kv_recognise_window": True}),
+        Way(f"window of {window - 1} by parameter", False, {**whole, "kv_image_window": window - 1}),
+        Way(f"window of {window} by parameter", False, {**whole, "kv_image_window": window}),
+        Way(f"whole history, budget {window / NUM_SCREENS:g}", False, {"kv_budget": window / NUM_SCREENS}),
+        Way("whole history, nothing pruned", False, whole),
+    )
+
+
+def kind_of(back: int, window: int) -> str:
+    """Where the screen that a question is about lies, seen from a client that sends the last ``window``."""
+    return KINDS[0] if back < window - 1 else KINDS[1] if back == window - 1 else KINDS[2]
+
+
+def messages_of(case: RecallCase, turn: int, question: str, first: int) -> list[dict[str, object]]:
+    """The conversation up to a turn's question, without the user's messages before turn ``first``."""
+    messages = chat_messages(case, turn, question)
+    return [one for place, one in enumerate(messages) if one["role"] == "assistant" or place // 2 >= first]
+
+
+class Player:
+    """Asks one engine.
+
+    Args:
+        model: The model's folder.
+        window: Screenshots that a client would send.
+    """
+
+    def __init__(self, model: Path, window: int) -> None:
+        import sglang
+        from transformers import AutoTokenizer
+
+        self._window = window
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.engine: Any = sglang.Engine(
+            **cpu_mode.cpu_engine_kwargs(
+                model_path=str(model),
+                dtype="float32",
+                max_total_tokens=12_000,
+                enable_precise_embedding_interpolation=True,
+                log_level="error",
+                random_seed=1,
+                kv_policy="star",
+                kv_budget=1.0,
+                kv_recognise_windows="asked",
+            )
+        )
+
+    def ask(self, case: RecallCase, way: Way) -> list[bool]:
+        """Play a trajectory and ask its recalls; whether each answer is right."""
+        for turn, question in enumerate(case.history):
+            self.engine.generate(**self._request(case, way, turn, question.text))
+        requests = [self._request(case, way, len(case.history), question.text) for question in case.recalls]
+
+        async def at_once() -> list[dict[str, Any]]:
+            return await asyncio.gather(*(self.engine.async_generate(**one) for one in requests))
+
+        answers = self.engine.loop.run_until_complete(at_once())
+        empty_cache(self.engine)
+        return [is_correct(asked, answer["text"]) for asked, answer in zip(case.recalls, answers, strict=True)]
+
+    def _request(self, case: RecallCase, way: Way, turn: int, question: str) -> dict[str, Any]:
+        first = max(0, turn + 1 - self._window) if way.drops else 0
+        messages = messages_of(case, turn, question, first)
+        prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        sampling = {"temperature": 0, "max_new_tokens": 2, "custom_params": dict(way.wishes)}
+        return {"prompt": prompt, "image_data": case.pictures()[first : turn + 1], "sampling_params": sampling}
+
+
+def play(out: Path, model: str, world: str, *, count: int, window: int, until_s: float) -> None:
+    """Ask what is still to be asked, one line of JSON for each trajectory."""
+    file = out / f"{model}-{world}.jsonl"
+    done = len(file.read_text(encoding="utf-8").splitlines()) if file.exists() else 0
+    cases = recall_cases(FIRST_SEED, count, num_screens=NUM_SCREENS, world=WORLDS[world])[done:]
+    if not cases or time.monotonic() > until_s:
+        return
+    player = Player(MODELS[model], window)
+    try:
+        for case in cases:
+            if time.monotonic() > until_s:
+                return
+            row = {way.name: player.ask(case, way) for way in ways(window)}
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"back": [asked.back for asked in case.recalls], "right": row}) + "\n")
+    finally:
+        player.engine.shutdown()
+
+
+def page(out: Path, window: int) -> str:
+    """The page, of what was answered so far."""
+    parts = [
+        "# What a window does to right answers",
+        f"Questions about earlier screens at the end of {NUM_SCREENS} turns, by where the screen lies for a client "
+        f"that sends the last {window}: share of right answers, and how it compares with that client's prompts "
+        "computed anew (questions lost and gained, paired test over trajectories). Float32 on a CPU. Written by "
+        "`python -m tinygui.windows` (in `examples`).",
+    ]
+    for model in MODELS:
+        for world in WORLDS:
+            file = out / f"{model}-{world}.jsonl"
+            if file.exists():
+                rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                parts += [f"## {model.capitalize()} model, {world}, {len(rows)} trajectories", _table(rows, window)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], window: int) -> str:
+    reference = ways(window)[0].name
+    heads, cells = ["", *KINDS], []
+    counts = {kind: len(list(_answers(rows, reference, kind, window))) for kind in KINDS}
+    for way in ways(window):
+        line = [way.name]
+        for kind in KINDS:
+            other = list(_answers(rows, way.name, kind, window))
+            share = sum(right for right, _ in other) / max(len(other), 1)
+            text = f"{share:.3f}"
+            if way.name != reference and other:
+                base = [float(right) for right, _ in _answers(rows, reference, kind, window)]
+                test = paired_test(base, [float(right) for right, _ in other], [episode for _, episode in other])
+                p_value = "< 0.001" if test.p_value < 0.001 else f"= {test.p_value:.3f}"
+                text += f" (-{test.num_lost} +{test.num_gained}, p {p_value})"
+            line.append(text)
+        cells.append(line)
+    heads = ["", *(f"{kind}, {counts[kind]} questions" for kind in KINDS)]
+    return markdown_table(heads, cells)
+
+
+def _answers(rows: Sequence[Mapping[str, Any]], name: str, kind: str, window: int) -> Iterator[tuple[bool, str]]:
+    """Answers of a way to the questions of a kind, each with its trajectory."""
+    for number, row in enumerate(rows):
+        for back, right in zip(row["back"], row["right"][name], strict=True):
+            if kind_of(back, window) == kind:
+                yield right, str(number)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Asks, and writes the page."""
+    parser = argparse.ArgumentParser(description="What a window over the screenshots does to right answers.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the answers")
+    parser.add_argument("--page", type=Path, help="the Markdown file")
+    parser.add_argument(
+        "--count", type=int, default=100, help="trajectories of each model and world, ten questions each"
+    )
+    parser.add_argument("--window", type=int, default=3, help="screenshots that a client sends")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--worlds", default=",".join(WORLDS))
+    parser.add_argument("--max-seconds", type=float, default=float("inf"), help="begin no trajectory later")
+    args = parser.parse_args(arguments)
+    if not 2 <= args.window < NUM_SCREENS:
+        parser.error(f"--window {args.window}: from 2 to {NUM_SCREENS - 1}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    until_s = time.monotonic() + args.max_seconds
+    if args.count:
+        if not cpu_mode.is_gpu_present():
+            cpu_mode.enable()
+        for model in args.models.split(","):
+            for world in args.worlds.split(","):
+                play(args.out, model, world, count=args.count, window=args.window, until_s=until_s)
+    if args.page is not None:
+        args.page.write_text(page(args.out, args.window), encoding="utf-8")
+        print(args.page)
+
+
+if __name__ == "__main__":
+    main()
