@@ -49,6 +49,17 @@ def test_the_smallest_budget_within_the_bound_is_advised(tmp_path: Path) -> None
     assert "record more turns" in verdict(advice)
 
 
+def test_threads_of_one_task_are_drawn_together(tmp_path: Path) -> None:
+    """Ten branches of one rollout that change alike are one finding, not ten."""
+    (only,) = cells("star", (0.2,))
+    alone = advised(tmp_path, {only: 20}, 0.02).outcomes[0]
+    tasks = {f"t{number}": f"task{number // 10}" for number in range(THREADS)}
+    together = advise(tmp_path, [only], 0.02, tasks).outcomes[0]
+    assert (alone.same.num_episodes, together.same.num_episodes) == (THREADS, 2)
+    assert alone.same.mean == together.same.mean
+    assert together.held.num_episodes == 2
+
+
 def test_a_budget_counts_only_where_all_larger_ones_of_its_policy_are_within_the_bound(tmp_path: Path) -> None:
     lucky = cells("random", (0.4, 0.2, 0.1))
     advice = advised(tmp_path, dict(zip(lucky, (0, 50, 0), strict=True)), 0.02)

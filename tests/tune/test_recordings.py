@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from star_kv_sglang.tools.cli.tune import fingerprint
 from star_kv_sglang.tools.rollout.trajectory import save_trajectories
+from star_kv_sglang.tools.tune.conduct import Plan
 from star_kv_sglang.tools.tune.errors import RecordingError
 from star_kv_sglang.tools.tune.recordings import AGO, Turn
-from star_kv_sglang.tools.tune.threads import load_threads
+from star_kv_sglang.tools.tune.threads import load_threads, tasks_of
 from tests.eval.suite_cases import trajectory
 from tests.tune.cases import assistant, data_url, png, user
 
@@ -108,6 +110,28 @@ def test_an_agent_that_takes_old_screenshots_out_is_followed_by_its_first_words(
     other = line(user("sell", data_url(png("red"))))
     threads = load_threads(requests(tmp_path, first, other, second))
     assert [[turn.question for turn in thread.turns] for thread in threads] == [["sell"], ["buy", ""]]
+
+
+def test_threads_that_begin_with_one_prompt_are_of_one_task(tmp_path: Path) -> None:
+    start, other = user("buy", data_url(png("red"))), user("sell", data_url(png("red")))
+    later = [user("", data_url(png(colour))) for colour in ("blue", "green")]
+    for name, first, then in (("a", start, later[0]), ("b", start, later[1]), ("c", other, later[0])):
+        write(tmp_path / f"{name}.json", [first, assistant("click(1)"), then])
+    assert tasks_of(load_threads(tmp_path)) == {"a": "a", "b": "a", "c": "c"}
+
+
+@pytest.mark.parametrize("changed", ["system", "answer", "screenshot"])
+def test_a_run_does_not_go_on_with_other_recordings(tmp_path: Path, changed: str) -> None:
+    """Words before the last question count too."""
+
+    def recorded(folder: Path, *, system: str = "You click.", answer: str = "click(1)", colour: str = "red") -> str:
+        said = [{"role": "system", "content": system}, user("buy", data_url(png(colour))), assistant(answer)]
+        write(folder / "a.json", [*said, user("", data_url(png("blue")))])
+        return fingerprint(Plan("m", tuple(load_threads(folder)), (), (), control=False, arguments=(), timeout_s=1))
+
+    other = {"system": {"system": "You type."}, "answer": {"answer": "click(2)"}, "screenshot": {"colour": "green"}}
+    assert recorded(tmp_path / "one") == recorded(tmp_path / "same")
+    assert recorded(tmp_path / "one") != recorded(tmp_path / "other", **other[changed])
 
 
 def test_only_so_many_threads(tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ from star_kv_sglang.tools.tune.conduct import Plan, Serve, Watcher, answered, co
 from star_kv_sglang.tools.tune.errors import TuneError
 from star_kv_sglang.tools.tune.page import age_head, changed_turns, nats, p_value, percent, render, verdict
 from star_kv_sglang.tools.tune.prompts import PromptWriter
+from star_kv_sglang.tools.tune.recordings import Said
 from star_kv_sglang.tools.tune.records import FULL, FullTurn, open_folder, read_turns, turn_file
 from star_kv_sglang.tools.tune.replay import Replay
-from star_kv_sglang.tools.tune.threads import load_threads
+from star_kv_sglang.tools.tune.threads import load_threads, tasks_of
 
 ADVICE_FILE: Final = "advice.json"
 PAGE: Final = "tune.html"
@@ -162,7 +163,7 @@ def run(plan: Plan, replay: Replay, asked: dict[str, Any], max_loss: float, serv
     with open_folder(replay.folder, settings), Bars(console) as bars:
         conduct(plan, replay, serve, bars)
     cells = [cell for policy in plan.policies for cell in plan.cells(policy)]
-    advice = advise(replay.folder, cells, max_loss)
+    advice = advise(replay.folder, cells, max_loss, tasks_of(plan.threads))
     command = advice.flags(plan.model, plan.arguments)
     written = {**asdict(advice), "verdict": verdict(advice), "command": command}
     text = json.dumps(written, indent=1, ensure_ascii=False)
@@ -283,9 +284,14 @@ def fingerprint(plan: Plan) -> str:
     digest = hashlib.sha256()
     for thread in plan.threads:
         for turn in thread.turns:
-            shown = [picture.sha256 for picture in turn.pictures]
-            digest.update(f"{thread.name}\t{turn.question}\t{turn.scored}\t{len(turn.said)}\t{shown}\n".encode())
+            said = [[one.role, _told(one), one.other, one.ago] for one in turn.said]
+            digest.update(json.dumps([thread.name, turn.scored, turn.tools, said], default=dict).encode())
     return digest.hexdigest()[:16]
+
+
+def _told(said: Said) -> list[str] | None:
+    """What a message shows: its words, and screenshots by their digests."""
+    return None if said.parts is None else [part if isinstance(part, str) else part.sha256 for part in said.parts]
 
 
 def _stopping(serve: Callable[..., AbstractContextManager[str]], start: Any, stop: Any) -> Serve:

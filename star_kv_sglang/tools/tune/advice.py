@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -88,25 +88,27 @@ class Advice:
         return shlex.join(["star-kv", "serve", "--model-path", model, *policy, *budget, *arguments])
 
 
-def advise(folder: Path, cells: Sequence[Cell], max_loss: float) -> Advice:
+def advise(folder: Path, cells: Sequence[Cell], max_loss: float, tasks: Mapping[str, str] | None = None) -> Advice:
     """Reads the cells of a folder.
 
     Args:
         folder: of the run, all of whose turns have been replayed.
         cells: those of all policies.
         max_loss: largest share of turns whose action may change.
+        tasks: what each thread belongs to, whose threads are drawn together; None: each to itself.
     """
     rows = {cell: [row for row in read_turns(turn_file(folder, cell.name), CellTurn) if row.scored] for cell in cells}
     known = [row.ago is not None for found in rows.values() for row in found]
     knows_ages = bool(known) and all(known)
     again = next((found for cell, found in rows.items() if cell.name == AGAIN), [])
-    outcomes = [_outcome(cell, found, knows_ages, again) for cell, found in rows.items()]
+    units = _Units(tasks or {})
+    outcomes = [_outcome(cell, found, knows_ages, again, units) for cell, found in rows.items()]
     rivals = tuple(one for one in outcomes if one.cell.name != AGAIN)
     chosen = choose(rivals, max_loss)
     against = {}
     for one in rivals:
         if chosen is not None and one is not chosen and one.cell.budget == chosen.cell.budget:
-            against[one.cell.name] = _paired(rows[chosen.cell], rows[one.cell])
+            against[one.cell.name] = _paired(rows[chosen.cell], rows[one.cell], units)
     control = next((one for one in outcomes if one.cell.name == AGAIN), None)
     return Advice(rivals, control, knows_ages, chosen, max_loss, against)
 
@@ -138,33 +140,49 @@ def _rounded(share: float) -> float:
     return round(share, 9)
 
 
-def _outcome(cell: Cell, rows: Sequence[CellTurn], knows_ages: bool, again: Sequence[CellTurn]) -> Outcome:
-    same, threads = [float(row.same) for row in rows], [row.thread for row in rows]
+@dataclass(frozen=True)
+class _Units:
+    """What intervals and tests draw: whole tasks."""
+
+    tasks: Mapping[str, str]
+
+    def of(self, rows: Sequence[CellTurn]) -> list[str]:
+        """The unit of each turn."""
+        return [self.tasks.get(row.thread, row.thread) for row in rows]
+
+
+def _outcome(
+    cell: Cell, rows: Sequence[CellTurn], knows_ages: bool, again: Sequence[CellTurn], units: _Units
+) -> Outcome:
+    same, threads = [float(row.same) for row in rows], units.of(rows)
     compared = [row for row in rows if row.kl is not None and row.logprob is not None]
     by_age: dict[int, list[CellTurn]] = {}
     for row in rows:
         age = row.ago if knows_ages and row.ago is not None else max(0, row.screenshots - 1)
         by_age.setdefault(age, []).append(row)
-    names = [row.thread for row in compared]
+    names = units.of(compared)
     return Outcome(
         cell=cell,
         same=bootstrap(same, threads),
         # Beyond what the full cache changes by itself, where that was replayed.
-        test=_paired(again, rows) if again and cell.name != AGAIN else paired_test([1.0] * len(same), same, threads),
+        test=_paired(again, rows, units)
+        if again and cell.name != AGAIN
+        else paired_test([1.0] * len(same), same, threads),
         words=sum(not row.same_words for row in rows),
         kl=bootstrap([row.kl or 0.0 for row in compared], names) if compared else None,
         logprob=bootstrap([row.logprob or 0.0 for row in compared], names) if compared else None,
         held=bootstrap([row.held / row.prompt for row in rows], threads),
         ages={
-            age: bootstrap([float(row.same) for row in found], [row.thread for row in found])
-            for age, found in sorted(by_age.items())
+            age: bootstrap([float(row.same) for row in found], units.of(found)) for age, found in sorted(by_age.items())
         },
     )
 
 
-def _paired(reference: Sequence[CellTurn], other: Sequence[CellTurn]) -> PairedTest:
+def _paired(reference: Sequence[CellTurn], other: Sequence[CellTurn], units: _Units) -> PairedTest:
     mine = {(row.thread, row.turn): row for row in other}
     pairs = [(row, mine[row.thread, row.turn]) for row in reference if (row.thread, row.turn) in mine]
     return paired_test(
-        [float(one.same) for one, _ in pairs], [float(two.same) for _, two in pairs], [one.thread for one, _ in pairs]
+        [float(one.same) for one, _ in pairs],
+        [float(two.same) for _, two in pairs],
+        units.of([one for one, _ in pairs]),
     )

@@ -55,6 +55,18 @@ def load_threads(path: Path, limit: int | None = None) -> list[Thread]:
     return threads[:limit]
 
 
+def tasks_of(threads: Sequence[Thread]) -> dict[str, str]:
+    """Threads that begin with the same prompt, as the branches of a rollout do, count as one: a name for each thread's.
+
+    What changes in a turn that they share, or on screens that they all come to, is no independent finding.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    return {
+        thread.name: first.setdefault(tuple((one.role, one.parts) for one in thread.turns[0].said), thread.name)
+        for thread in threads
+    }
+
+
 def chained(requests: Sequence[Turn]) -> list[tuple[Turn, ...]]:
     """Requests in threads, one for each that nobody goes on from.
 
