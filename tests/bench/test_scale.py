@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.tools.bench.fleet.history import History
 from star_kv_sglang.tools.bench.scale.costs import SCREEN_TOKENS, TEXT_TOKENS, Costs
-from star_kv_sglang.tools.bench.scale.report import check, most_branches
+from star_kv_sglang.tools.bench.scale.report import BUDGETS, check, most_branches
 from star_kv_sglang.tools.bench.scale.simulation import Plan, Router, Simulation
 from tests.architecture.imports import ROOT
 from tests.star_kv import star_kv
@@ -151,6 +152,14 @@ def test_costs_are_read_off_the_rows(tmp_path: Path) -> None:
         Costs.measured(tmp_path, "g", "stock")
 
 
+@pytest.mark.parametrize("policy", BUDGETS)
+def test_the_costs_that_are_shipped_are_the_measured_ones(policy: str) -> None:
+    """``python tests/bench/test_scale.py`` writes them anew."""
+    assert Costs.shipped("h100", policy) == Costs.measured(ROOT / "benchmarks", "h100", policy)
+    with pytest.raises(ConfigError, match="costs of stock on h300 are not known, those of stock on h100"):
+        Costs.shipped("h300", "stock")
+
+
 def test_what_the_tree_does_in_the_measured_fleets_is_simulated_exactly() -> None:
     """Tokens and hits follow from the prompts; seconds are as near as docs/scale.md says."""
     rows = check(ROOT / "benchmarks", "h100")
@@ -170,7 +179,8 @@ def test_what_the_tree_does_in_the_measured_fleets_is_simulated_exactly() -> Non
         (["--router", "best"], "choose among same, round_robin, random"),
         (["--history", "all"], "give append, last:N or interval:N"),
         (["--budget", "2"], "a budget is in (0, 1]"),
-        (["--gpu", "tpu"], "serve_tpu.csv is not there"),
+        (["--gpu", "tpu"], "costs of star 0.2 on tpu are not known"),
+        (["--gpu", "tpu", "--folder", "benchmarks"], "serve_tpu.csv is not there"),
     ],
 )
 def test_wrong_input(words: list[str], said: str) -> None:
@@ -186,3 +196,9 @@ def test_the_command_says_how_many_servers(tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     assert "1,000 need" in answer.output
     assert "turns_per_s" in answer.output
+
+
+if __name__ == "__main__":
+    found = {policy: asdict(Costs.measured(ROOT / "benchmarks", "h100", policy)) for policy in BUDGETS}
+    file = ROOT / "star_kv_sglang" / "tools" / "bench" / "scale" / "costs.json"
+    file.write_text(json.dumps({"h100": found}, indent=1) + "\n", encoding="utf-8")

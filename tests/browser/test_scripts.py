@@ -25,7 +25,9 @@ OF_EVERY_RUN = (
     "tasks", [OF_EVERY_RUN, pytest.param(tuple(SCRIPTS), marks=pytest.mark.nightly)], ids=["some", "all"]
 )
 def test_scripts_win_their_pages(tasks: tuple[str, ...], tmp_path: Path) -> None:
-    settings = RolloutSettings(tasks=tasks, branches=1, seed=5, max_turns=40)
+    # A machine that is busy with other tests is no fault of a page.
+    patience = {"environment_timeout_s": 240.0, "opening_timeout_s": 240.0}
+    settings = RolloutSettings(tasks=tasks, branches=1, seed=5, max_turns=40, **patience)
     with fake_server(reply("x4 y4")) as server:
         results = play(server.url, tmp_path, settings)
     assert {one.branch.task: one.end.reward for one in results if not one.success} == {}

@@ -74,7 +74,9 @@ class Oracle:
         self.free = set(range(1, 1 + num_slots // page_size))
         self.root = Cell(None, begins_node=False, used=0)
         self.holders: dict[str, Holder] = {}
-        self.counts = dict.fromkeys(("splits", "seals", "reprunes", "evictions", "skips", "backoffs", "forks"), 0)
+        self.counts = dict.fromkeys(
+            ("splits", "seals", "reprunes", "evictions", "skips", "backoffs", "forks", "left_out"), 0
+        )
         self._now = 0
 
     def pages_of(self, salt: str | None, tokens: Sequence[int]) -> list[object]:

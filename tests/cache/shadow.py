@@ -74,6 +74,12 @@ class ShadowedWorld(TreeWorld):
         super().prune_unheld(num_segments)
         self.follow_cuts()
 
+    def leave_out(self, req: FakeRequest, num_segments: int) -> None:
+        before = len(self.oracle.free)
+        super().leave_out(req, num_segments)
+        self.follow_cuts()
+        self.oracle.counts["left_out"] += len(self.oracle.free) > before
+
     def evict(self, num_tokens: int) -> None:
         super().evict(num_tokens)
         self.oracle.evict(num_tokens - self.num_shrunk)

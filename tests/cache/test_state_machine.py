@@ -74,7 +74,7 @@ def cut(tokens: array[int], share: float) -> array[int]:
     return tokens[: min([end, *(frame.start for frame in frames_in(tokens) if frame.start < end < frame.end)])]
 
 
-COMMON = ("splits", "seals", "reprunes", "evictions", "skips", "forks")
+COMMON = ("splits", "seals", "reprunes", "evictions", "skips", "forks", "left_out")
 """What happens often; matches that must step back out of a sealed segment are rarer, and have cases of their own."""
 
 
@@ -200,6 +200,17 @@ class TreeMachine(RuleBasedStateMachine):
     def abort(self, which: int) -> None:
         """A request ends and leaves nothing of its own."""
         self.world.finish(self.world.running[which % len(self.world.running)], is_insert=False)
+
+    @precondition(lambda self: any(r.kv_len == r.prefix_len > 0 for r in self.world.running))
+    @rule(which=st.integers(0, 40), num_segments=st.integers(1, 3), chunk=CHUNKS)
+    def recognised_turn(self, which: int, num_segments: int, chunk: int) -> None:
+        """A request that has computed nothing leaves screenshots out, is recognised, and runs to its end."""
+        fresh = [r for r in self.world.running if r.kv_len == r.prefix_len > 0 and not r.prefilled]
+        if fresh:
+            req = fresh[which % len(fresh)]
+            self.world.leave_out(req, num_segments)
+            self.everything_holds()
+            self._run(req, chunk, 1)
 
     @precondition(lambda self: self.world.running)
     @rule(which=st.integers(0, 40), at_most=st.sampled_from([0, 64, 1000]))

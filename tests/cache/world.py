@@ -26,7 +26,7 @@ from star_kv_sglang.cache.ledger import SegmentLedger
 from star_kv_sglang.cache.radix_cache import CacheListener, KeptTokens, StarRadixCache, Stored
 from star_kv_sglang.cache.segments import Frame
 from star_kv_sglang.cache.side_pools import SidePools
-from star_kv_sglang.engine.compaction import KVPools, Target, prune_path, prune_targets, target_slots
+from star_kv_sglang.engine.compaction import KVPools, Target, prune_path, prune_targets, punch_row, target_slots
 from star_kv_sglang.engine.plan import plan_request
 from star_kv_sglang.triton_ops.dispatch import get_ops
 
@@ -261,6 +261,21 @@ class TreeWorld:
                 kept[:, : target.num_keep] = chosen
                 slots = target_slots(self.tree, target)
                 prune_targets(self.tree, [target], slots, kept, self.pools, get_ops("reference"))
+
+    def leave_out(self, req: FakeRequest, num_segments: int) -> None:
+        """The request's client has left screenshots out of its prompt that lie on its path: those that only it can
+        see keep nothing, before it computes anything.
+        """
+        path = self.tree.path(req.last_node)
+        private_from = max(self.shared_until(req), self.peer_prefix_len(req))
+        found = [(node, segment) for node in path for segment in self.tree.extra(node).segments]
+        found = [(node, one) for node, one in found if one.start >= private_from and one.num_live]
+        targets = [Target(node, one, 0) for node, one in self.rng.sample(found, min(num_segments, len(found)))]
+        for target in targets:
+            slots = target_slots(self.tree, target)
+            nothing = torch.full((NUM_LAYERS, len(slots)), -1, dtype=torch.int32)
+            prune_targets(self.tree, [target], slots, nothing, self.pools, get_ops("reference"))
+            punch_row(self.tree, req, target)  # type: ignore[arg-type]
 
     def flush(self) -> None:
         """Forget everything; only when idle."""

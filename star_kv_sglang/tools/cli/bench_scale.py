@@ -30,8 +30,10 @@ def scale(
     ] = None,
     ttft: Annotated[float, typer.Option(min=0.01, help="With --agents: 95 % of turns begin within so many s.")] = 3.0,
     check: Annotated[bool, typer.Option("--check", help="Simulate the measured fleets, and compare.")] = False,
-    gpu: Annotated[str, typer.Option(help="Whose rows: benchmarks/*_GPU.csv.")] = "h100",
-    folder: Annotated[Path, typer.Option(help="Folder of the rows.")] = Path("benchmarks"),
+    gpu: Annotated[str, typer.Option(help="Whose costs.")] = "h100",
+    folder: Annotated[
+        Path | None, typer.Option(help="Take costs from the rows of this folder, *_GPU.csv; --check: benchmarks.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of --check in Markdown.")] = False,
 ) -> None:
     """Simulate agents, a router and servers, event by event. Nothing is run; costs are of a 7B model, 1920x1080."""
@@ -62,7 +64,7 @@ def scale(
     except ServeBenchError as error:
         raise typer.BadParameter(str(error)) from None
     if check:
-        rows = check_rows(folder, gpu)
+        rows = check_rows(folder or Path("benchmarks"), gpu)
         if markdown:
             typer.echo(markdown_table(list(CHECK_HEADS), rows))
             return
@@ -71,7 +73,7 @@ def scale(
             table.add_row(*row)
         console.print(table)
         return
-    costs = Costs.measured(folder, gpu, policy)
+    costs = Costs.shipped(gpu, policy) if folder is None else Costs.measured(folder, gpu, policy)
     costs = costs if pool is None else replace(costs, pool=pool)
     plan = Plan(
         branches=branches,

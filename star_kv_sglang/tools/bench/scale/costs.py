@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +54,21 @@ class Costs:
     def decode_step_s(self, rows: int, live_tokens: float) -> float:
         """Seconds of one step."""
         return self.step_s + self.row_s * rows + self.live_token_s * live_tokens
+
+    @classmethod
+    def shipped(cls, gpu: str, policy: str) -> Costs:
+        """Those of a GPU whose rows lie in the repository, as `measured` reads them.
+
+        Raises:
+            ConfigError: Nobody has measured them.
+        """
+        known = json.loads(files(__package__).joinpath("costs.json").read_text(encoding="utf-8"))
+        if policy not in known.get(gpu, {}):
+            there = ", ".join(f"{name} on {card}" for card, costs in known.items() for name in costs)
+            raise ConfigError(
+                f"costs of {policy} on {gpu} are not known, those of {there} are; --folder names your rows"
+            )
+        return cls(**known[gpu][policy])
 
     @classmethod
     def measured(cls, folder: Path, gpu: str, policy: str) -> Costs:
