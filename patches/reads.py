@@ -49,6 +49,7 @@ _REFERENCES = "an image that a client names by the digest of its bytes"
 _ARTIFACTS = "multimodal.media_artifacts.base.MediaArtifactCacheMixin"
 _WARM_UP = "SGLang's own request to warm up, which no trace is of"
 _LOOKS = "questions about the tree, from the process that answers clients to the scheduler"
+_CPU_SERVER = "a server in CPU mode, whose processes are forks of one that has imported SGLang"
 _START = "arguments, and what SGLang makes of them"
 _ENDS = "where a prompt enters the tree and a request ends"
 
@@ -243,6 +244,9 @@ READS: tuple[Seam, ...] = (
         "flashinfer.prefill.BatchPrefillWithPagedKVCacheWrapper.forward_return_lse",
         SeamKind.CALL, None, "the log-sum-exp of every query of a prefill", "prefill.py", _NEVER,
     ),
+    # a server in CPU mode
+    Seam("sglang.cli.main.main", SeamKind.CALL, "()", _CPU_SERVER, "cli/main.py", _NEVER),
+    *_used("models.registry", "ModelRegistry", _CPU_SERVER),
     # the start
     *_used("managers.schedule_batch.MultimodalDataItem", "feature", _FEATURES),
     *_used(

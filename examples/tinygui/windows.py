@@ -97,7 +97,7 @@ class Player:
                 log_level="error",
                 random_seed=1,
                 kv_policy="star",
-                kv_budget=1.0,
+                kv_budget=window / NUM_SCREENS,
                 kv_recognise_windows="asked",
             )
         )

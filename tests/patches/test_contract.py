@@ -207,7 +207,7 @@ def _copy_of_sglang(tmp_path: Path) -> Path:
     """SGLang's package as links, so that single files can be exchanged."""
     original = SourceTree()._folder("sglang")
     copy = tmp_path / "sglang"
-    parts = [(original / name).rglob("*.py") for name in ("srt", "lang")]
+    parts = [(original / name).rglob("*.py") for name in ("srt", "lang", "cli")]
     for file in (*chain.from_iterable(parts), original / "utils.py"):
         target = copy / file.relative_to(original)
         target.parent.mkdir(parents=True, exist_ok=True)
