@@ -217,7 +217,18 @@ def _installed_sglang() -> str | None:
         version = metadata.version("sglang")
     except metadata.PackageNotFoundError:
         return None
-    return None if spec is None else f"{spec.origin} {version} {__version__}"
+    if spec is None or spec.origin is None:
+        return None
+    return f"{spec.origin} {version} {__version__} {_newest_change(Path(spec.origin).parent)}"
+
+
+def _newest_change(sglang: Path) -> int:
+    """When the newest of the files that are compared, or of ours that say with what, has changed; nanoseconds."""
+    from star_kv_sglang.patches import manifest
+
+    theirs = {sglang / seam.upstream for seam in manifest.ALL if seam.target.startswith("sglang.")}
+    files = [*theirs, *Path(str(manifest.__file__)).parent.glob("*.py")]
+    return max(file.stat().st_mtime_ns for file in files if file.is_file())
 
 
 def sglang_problems() -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.algorithm.batch import ScoringBatch, per_request, stack_states
+from star_kv_sglang.algorithm.batch import ScoringBatch, stack_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,11 @@ def decay_rates(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> torch
     discounted = [params.temporal and len(layout.frames) >= 2 for layout in batch.layouts]
     stability = stack_states([state.stability for state in states], batch.one_per_group)
     rate = params.discount_delta * (params.discount_eps + (1.0 - params.discount_eps) * stability)
-    return rate if all(discounted) else rate * per_request([float(flag) for flag in discounted], rate.device)
+    if all(discounted):
+        return rate
+    if not any(discounted):
+        return torch.zeros_like(rate)
+    return torch.where(torch.tensor(discounted).to(rate.device, non_blocking=True)[:, None], rate, 0.0)
 
 
 def _previous_patterns(

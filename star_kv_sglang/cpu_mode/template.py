@@ -9,12 +9,15 @@ does what that command line says. Only for a CPU: an import may touch a GPU, whi
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import util
@@ -24,9 +27,14 @@ SINGLE_THREADED: Final = {"OPENBLAS_NUM_THREADS": "1"}
 """NumPy's library starts its threads as it is imported, and a fork has none of them; PyTorch starts its own later."""
 
 _PR_SET_CHILD_SUBREAPER = 36
-_MAX_MESSAGE, _MAX_FDS = 1 << 17, 64
-_ABOVE_ALL_FDS = 1000
+_MAX_FDS = 64
+_MAX_ID = 32
 _STANDARD_FDS = (0, 1, 2)
+_LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK)
+"""Which SGLang raises in the process that starts the others."""
+
+_GONE: Final = "the process that has imported SGLang is gone; what it said is in the log"
+_NO_FORK: Final = "no process can be forked from the one that has imported SGLang: a limit of processes or of memory"
 
 Spawn = Callable[[bytes, Sequence[Any], Sequence[int]], int]
 """``multiprocessing.util.spawnv_passfds``: a path, a command line, descriptors to pass on; the id of the process."""
@@ -42,6 +50,7 @@ class Template:
 
     def __init__(self, pid: int, asks: socket.socket) -> None:
         self.pid, self._socket = pid, asks
+        self._lock = threading.Lock()
 
     @classmethod
     def of_this_process(cls) -> Template:
@@ -77,12 +86,22 @@ class Template:
         Raises:
             RuntimeError: The template is gone.
         """
-        wish = {"args": [os.fsdecode(word) for word in args], "env": dict(env), "fds": list(fds), "leads": leads}
-        with _adopting_orphans():
-            socket.send_fds(self._socket, [json.dumps(wish).encode()], list(fds.values()))
-            answer = self._socket.recv(_MAX_MESSAGE)
-        if not answer:
-            raise RuntimeError("the process that has imported SGLang is gone; what it said is in the log")
+        wish = {
+            "args": [os.fsdecode(word) for word in args],
+            "env": dict(env),
+            "fds": list(fds),
+            "leads": leads,
+            "limits": [resource.getrlimit(one) for one in _LIMITS],
+            "ignores_interrupts": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+        }
+        try:
+            with self._lock, _adopting_orphans(), _in_memory(json.dumps(wish).encode()) as told:
+                socket.send_fds(self._socket, [b"wish"], [told, *fds.values()])
+                answer = self._socket.recv(_MAX_ID)
+        except OSError as error:
+            raise RuntimeError(_GONE) from error
+        if not answer.isdigit():
+            raise RuntimeError(_NO_FORK if answer else _GONE)
         return int(answer)
 
 
@@ -95,7 +114,8 @@ def forking(source: Template, spawn: Spawn = util.spawnv_passfds) -> Spawn:
     """
 
     def spawn_or_fork(path: bytes, args: Sequence[Any], fds: Sequence[int]) -> int:
-        if "--multiprocessing-fork" not in args:
+        # SGLang binds a process to processors by another executable, which runs Python.
+        if "--multiprocessing-fork" not in args or os.fsdecode(path) != sys.executable:
             return spawn(path, args, fds)
         return source.spawn(args, os.environ, {fd: fd for fd in sorted({*fds, *_STANDARD_FDS})})
 
@@ -107,13 +127,32 @@ def take_wishes(asks: socket.socket) -> None:
     # Ctrl-C reaches all processes of a terminal; this one ends with the one that asks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        message, fds, _, _ = socket.recv_fds(asks, _MAX_MESSAGE, _MAX_FDS)
+        message, received, _, _ = socket.recv_fds(asks, _MAX_ID, _MAX_FDS)
         if not message:
             return
-        pid = _fork_for(json.loads(message), fds, asks)
-        for received in fds:
-            os.close(received)
-        asks.send(str(pid).encode())
+        told, *fds = received
+        with os.fdopen(told, "rb") as file:
+            file.seek(0)
+            wish = json.load(file)
+        try:
+            answer = str(_fork_for(wish, fds, asks)).encode()
+        except OSError as error:
+            answer = f"no: {error.errno}".encode()
+        for one in fds:
+            os.close(one)
+        asks.send(answer)
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[int]:
+    """A file of no name with this content: an environment may be larger than a message."""
+    descriptor = os.memfd_create("wish")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -130,27 +169,36 @@ def _adopting_orphans() -> Iterator[None]:
 def _fork_for(wish: dict[str, Any], fds: list[int], asks: socket.socket) -> int:
     """Fork a process that the asking one adopts, because the one between the two ends at once."""
     reader, writer = os.pipe()
-    between = os.fork()
-    if between == 0:
-        child = os.fork()
-        if child == 0:
-            for ours in (reader, writer, asks.detach()):
-                os.close(ours)
-            _become(wish, fds)
-        os.write(writer, str(child).encode())
-        os._exit(0)
-    os.waitpid(between, 0)
-    pid = int(os.read(reader, 32))
-    for ours in (reader, writer):
-        os.close(ours)
-    return pid
+    try:
+        between = os.fork()
+        if between == 0:
+            try:
+                child = os.fork()
+                if child == 0:
+                    for ours in (reader, writer, asks.detach()):
+                        os.close(ours)
+                    _become(wish, fds)
+                os.write(writer, str(child).encode())
+            finally:
+                os._exit(0)
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, "rb") as ids:
+        os.waitpid(between, 0)
+        told = ids.read()
+    if not told:
+        raise ChildProcessError(errno.EAGAIN, "a second process cannot be forked")
+    return int(told)
 
 
 def _become(wish: dict[str, Any], fds: list[int]) -> NoReturn:
     """Run the command line that a spawned process would have, with its environment and descriptors."""
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts = signal.SIG_IGN if wish["ignores_interrupts"] else signal.default_int_handler
+        signal.signal(signal.SIGINT, interrupts)
+        for limit, soft_and_hard in zip(_LIMITS, wish["limits"], strict=True):
+            resource.setrlimit(limit, tuple(soft_and_hard))
         _take(fds, wish["fds"])
         os.environ.clear()
         os.environ.update(wish["env"])
@@ -173,7 +221,7 @@ def _become(wish: dict[str, Any], fds: list[int]) -> NoReturn:
 
 def _take(fds: Sequence[int], wanted: Sequence[int]) -> None:
     """Move the received descriptors to the numbers that they have in the asking process."""
-    above = [fcntl.fcntl(received, fcntl.F_DUPFD, _ABOVE_ALL_FDS) for received in fds]
+    above = [fcntl.fcntl(received, fcntl.F_DUPFD, max(wanted) + 1) for received in fds]
     for received in fds:
         os.close(received)
     for received, number in zip(above, wanted, strict=True):

@@ -92,6 +92,7 @@ def test_the_most_agents_are_those_with_whom_nobody_waits_too_long() -> None:
 
 
 def _write(file: Path, rows: list[dict[str, object]]) -> None:
+    rows = [{"model": "7b", **row} for row in rows]
     names = dict.fromkeys(name for row in rows for name in row)
     with file.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, names)
@@ -145,6 +146,10 @@ def test_costs_are_read_off_the_rows(tmp_path: Path) -> None:
     found = Costs.measured(tmp_path, "g", "stock")
     for name in ("prefill_s", "step_s", "row_s", "live_token_s", "new_image_s", "image_again_s", "pool"):
         assert getattr(found, name) == pytest.approx(getattr(known, name), rel=1e-6), name
+    other = {"metric": "first_tokens_s_p50", "batch": 1, "date": "2", "value": 99.0, "note": "5 screenshots of 1x1"}
+    _write(tmp_path / "group_g.csv", [other, {**other, "model": "tiny", "note": "5 screenshots of 1920x1080"}])
+    with pytest.raises(ConfigError, match="no prompt was measured alone"):
+        Costs.measured(tmp_path, "g", "stock")
     with pytest.raises(ConfigError, match=r"no fleet of star 0\.2"):
         Costs.measured(tmp_path, "g", "star 0.2")
     (tmp_path / "group_g.csv").unlink()
@@ -179,6 +184,7 @@ def test_what_the_tree_does_in_the_measured_fleets_is_simulated_exactly() -> Non
         (["--router", "best"], "choose among same, round_robin, random"),
         (["--history", "all"], "give append, last:N or interval:N"),
         (["--budget", "2"], "a budget is in (0, 1]"),
+        (["--agents", "9", "--servers", "2"], "leave --servers and --router out"),
         (["--gpu", "tpu"], "costs of star 0.2 on tpu are not known"),
         (["--gpu", "tpu", "--folder", "benchmarks"], "serve_tpu.csv is not there"),
     ],

@@ -125,7 +125,7 @@ def both(
     return held[0], held[1]
 
 
-def test_answers_and_choices_are_the_same_to_the_last_bit(both: tuple[Held, Held]) -> None:
+def test_answers_and_choices_are_the_same(both: tuple[Held, Held]) -> None:
     plain, cached = both
     assert [one.token_ids for one in cached.answers] == [one.token_ids for one in plain.answers]
     for one, other in zip(cached.answers, plain.answers, strict=True):

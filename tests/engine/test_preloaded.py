@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from star_kv_sglang import cpu_mode
+from star_kv_sglang.cpu_mode import template
+from star_kv_sglang.cpu_mode.template import forking
 from tests.engine import preloaded
 from tests.engine.machine import environment
 from tests.engine.preloaded import preloaded_processes
@@ -92,3 +95,53 @@ def test_another_one_is_started_where_the_first_is_gone() -> None:
         process.join(START_S)
     assert process.exitcode == 0
     assert preloaded._template is not first
+
+
+def test_a_large_environment_and_the_limits_of_the_process_that_asks_arrive(capfd: pytest.CaptureFixture[str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with environment({f"LARGE_{number}": "ä" * 30_000 for number in range(3)}), preloaded_processes():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 7, hard))
+        try:
+            process = multiprocessing.get_context("spawn").Process(target=tell_limits)
+            process.start()
+            process.join(START_S)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert process.exitcode == 0
+    assert f"limit {soft - 7}, 90000 letters" in capfd.readouterr().out
+
+
+def tell_limits() -> None:
+    """Runs in the process."""
+    letters = sum(len(value) for name, value in os.environ.items() if name.startswith("LARGE_"))
+    text = f"limit {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}, {letters} letters\n"
+    os.write(1, text.encode())
+
+
+def test_an_executable_of_ones_own_is_not_passed_over() -> None:
+    """SGLang binds a process to processors by a script that runs Python."""
+    asked = []
+
+    def spawn(path: bytes, args: object, fds: object) -> int:
+        asked.append(path)
+        return 7
+
+    with preloaded_processes():
+        start = forking(preloaded.template(), spawn)
+    words = ["-c", "import os", "--multiprocessing-fork"]
+    assert start(b"/tmp/bound.sh", words, []) == 7
+    assert asked == [b"/tmp/bound.sh"]
+
+
+def test_where_no_process_can_be_forked_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*args: object) -> int:
+        raise ChildProcessError(11, "a second process cannot be forked")
+
+    monkeypatch.setattr(template, "_fork_for", cannot)
+    source = template.Template.of_this_process()
+    with pytest.raises(RuntimeError, match="a limit of processes or of memory"):
+        source.spawn(["-c", "pass"], {}, {})
+    os.kill(source.pid, signal.SIGKILL)
+    os.waitpid(source.pid, 0)
+    with pytest.raises(RuntimeError, match="is gone"):
+        source.spawn(["-c", "pass"], {}, {})

@@ -58,6 +58,8 @@ def test_threads_of_one_task_are_drawn_together(tmp_path: Path) -> None:
     assert (alone.same.num_episodes, together.same.num_episodes) == (THREADS, 2)
     assert alone.same.mean == together.same.mean
     assert together.held.num_episodes == 2
+    assert advise(tmp_path, [only], 1.0, tasks).is_sure
+    assert not advise(tmp_path, [only], 1.0, dict.fromkeys(tasks, "task")).is_sure, "other tasks may be otherwise"
 
 
 def test_a_budget_counts_only_where_all_larger_ones_of_its_policy_are_within_the_bound(tmp_path: Path) -> None:

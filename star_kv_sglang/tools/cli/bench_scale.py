@@ -73,6 +73,8 @@ def scale(
             table.add_row(*row)
         console.print(table)
         return
+    if agents is not None and (servers != 1 or Router(router) is not Router.SAME):
+        raise typer.BadParameter("one server is filled up: leave --servers and --router out", param_hint="--agents")
     costs = Costs.shipped(gpu, policy) if folder is None else Costs.measured(folder, gpu, policy)
     costs = costs if pool is None else replace(costs, pool=pool)
     plan = Plan(

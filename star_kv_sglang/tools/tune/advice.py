@@ -77,8 +77,9 @@ class Advice:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the chosen cell's loss is within the bound up to the end of its interval."""
-        return self.chosen is not None and self.chosen.most_loss <= self.max_loss
+        """Whether the chosen cell's loss is within the bound up to the end of its interval; one task shows none."""
+        chosen = self.chosen
+        return chosen is not None and chosen.same.num_episodes > 1 and chosen.most_loss <= self.max_loss
 
     def flags(self, model: str, arguments: Sequence[str]) -> str:
         """The command to serve with."""

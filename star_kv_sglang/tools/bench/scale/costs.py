@@ -23,6 +23,8 @@ _STOCK: Final = "stock"
 _PRUNING: Final = "star 0.2"
 _BUDGET: Final = 0.2
 _SGLANG: Final = "0.5.23"
+_MODELS: Final = ("Qwen2.5-VL 7b, random weights", "7b")
+_SCREEN: Final = "1920x1080"
 _NUM_PARTS: Final = 3
 """Of a decode step's time."""
 
@@ -167,6 +169,7 @@ def _turn_kernels_s(rows: list[Row]) -> float:
 def _lone_prompt(rows: list[Row]) -> tuple[float, int]:
     """Seconds until the first token of one answer to a prompt of new screenshots, and how many these are."""
     alone = [row for row in rows if row["metric"] == "first_tokens_s_p50" and row["batch"] == "1" and row["value"]]
+    alone = [row for row in alone if _SCREEN in row["note"]]
     if not alone:
         raise ConfigError("no prompt was measured alone: star-kv bench group")
     row = max(alone, key=lambda row: row["date"])
@@ -174,9 +177,10 @@ def _lone_prompt(rows: list[Row]) -> tuple[float, int]:
 
 
 def _rows(file: Path) -> list[Row]:
+    """All rows of the model that costs are of; a profile's rows name it shortly."""
     try:
         with file.open(newline="", encoding="utf-8") as opened:
-            return list(csv.DictReader(opened))
+            return [row for row in csv.DictReader(opened) if row["model"] in _MODELS]
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there: costs are measured on a GPU first (docs/performance.md)") from None
 
