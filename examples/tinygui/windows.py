@@ -148,8 +148,12 @@ def page(out: Path, window: int) -> str:
         "# What a window does to right answers",
         f"Questions about earlier screens at the end of {NUM_SCREENS} turns, by where the screen lies for a client "
         f"that sends the last {window}: share of right answers, and how it compares with that client's prompts "
-        "computed anew (questions lost and gained, paired test over trajectories). Float32 on a CPU. Written by "
-        "`python -m tinygui.windows` (in `examples`).",
+        "computed anew (questions lost and gained, paired test over trajectories). Float32 on a CPU. "
+        "Written by `python -m tinygui.windows` (in `examples`) of the answers in "
+        "[benchmarks/window_answers](../benchmarks/window_answers/first-panels.jsonl).",
+        "All questions of a trajectory are asked at the same moment. So a screenshot that all of them leave out can "
+        "still be used by the others and is seen once more: what is recognised answers more questions about the newest "
+        "dropped screenshot than a client that asks one question would see.",
     ]
     for model in MODELS:
         for world in WORLDS:
