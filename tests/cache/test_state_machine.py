@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -74,7 +74,7 @@ def cut(tokens: array[int], share: float) -> array[int]:
     return tokens[: min([end, *(frame.start for frame in frames_in(tokens) if frame.start < end < frame.end)])]
 
 
-COMMON = ("splits", "seals", "reprunes", "evictions", "skips", "forks", "left_out")
+COMMON = ("splits", "seals", "reprunes", "evictions", "skips", "forks")
 """What happens often; matches that must step back out of a sealed segment are rarer, and have cases of their own."""
 
 
@@ -82,6 +82,7 @@ class TreeMachine(RuleBasedStateMachine):
     """Branches that fork, run, are aborted, pruned, evicted and flushed."""
 
     page_size = 1
+    common: ClassVar[tuple[str, ...]] = (*COMMON, "left_out")
     num_steps: ClassVar[int] = 0
     seen: ClassVar[Counter[str]] = Counter()
 
@@ -201,16 +202,15 @@ class TreeMachine(RuleBasedStateMachine):
         """A request ends and leaves nothing of its own."""
         self.world.finish(self.world.running[which % len(self.world.running)], is_insert=False)
 
-    @precondition(lambda self: any(r.kv_len == r.prefix_len > 0 for r in self.world.running))
-    @rule(which=st.integers(0, 40), num_segments=st.integers(1, 3), chunk=CHUNKS)
-    def recognised_turn(self, which: int, num_segments: int, chunk: int) -> None:
-        """A request that has computed nothing leaves screenshots out, is recognised, and runs to its end."""
-        fresh = [r for r in self.world.running if r.kv_len == r.prefix_len > 0 and not r.prefilled]
-        if fresh:
-            req = fresh[which % len(fresh)]
+    @precondition(lambda self: self.histories)
+    @rule(prompt=PROMPTS, num_segments=st.integers(1, 3), chunk=CHUNKS, num_decoded=st.integers(0, 3))
+    def recognised_turn(self, prompt: NewPrompt, num_segments: int, chunk: int, num_decoded: int) -> None:
+        """A prompt that goes on from a history leaves screenshots of it out, is recognised, and runs to its end."""
+        req = self._admit(replace(prompt, parent=prompt.parent % 6, share=1.0))
+        if req is not None:
             self.world.leave_out(req, num_segments)
             self.everything_holds()
-            self._run(req, chunk, 1)
+            self._run(req, chunk, num_decoded)
 
     @precondition(lambda self: self.world.running)
     @rule(which=st.integers(0, 40), at_most=st.sampled_from([0, 64, 1000]))
@@ -273,7 +273,7 @@ def run_histories(machine: type[TreeMachine], *, least_steps: int, **options: An
     )
     logger.info("%s: %d states compared with the oracle, %s", machine.__name__, machine.num_steps, dict(machine.seen))
     assert machine.num_steps >= least_steps
-    assert all(machine.seen[event] for event in COMMON), machine.seen
+    assert all(machine.seen[event] for event in machine.common), machine.seen
 
 
 @pytest.mark.parametrize("page_size", [1, 16], ids=["page1", "page16"])

@@ -17,7 +17,7 @@ from star_kv_sglang.engine.tree_budget import TreeBudget, TreeRules
 from star_kv_sglang.triton_ops.dispatch import get_ops
 from tests.cache.sequences import frame_length, frames_in
 from tests.cache.shadow import ShadowedWorld
-from tests.cache.test_state_machine import TreeMachine, run_histories
+from tests.cache.test_state_machine import COMMON, TreeMachine, run_histories
 from tests.cache.world import NUM_LAYERS, FakeRequest, PruneAtRandom, TreeWorld
 
 
@@ -74,9 +74,10 @@ def score_of(identity: torch.Tensor, layer: int) -> torch.Tensor:
 
 
 class BudgetMachine(TreeMachine):
-    """The tree machine with a budget step; its evictions shrink first."""
+    """The tree machine with a budget step; its evictions shrink first, and leave little to be left out."""
 
     world: BudgetWorld
+    common = COMMON
 
     def make_world(self, slots: int, seed: int) -> BudgetWorld:
         return BudgetWorld(slots, self.page_size, seed)
