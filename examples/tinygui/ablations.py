@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.eval.statistics import p_text
 from star_kv_sglang.tools.eval.suite.page import ablations
 from star_kv_sglang.tools.eval.suite.records import load_settings
 from star_kv_sglang.tools.eval.suite.tables import SuiteResults
@@ -87,7 +88,7 @@ def _of_folder(folder: Path, title: str) -> Iterator[str]:
                 f"{one.test.mean:.3f}",
                 f"{one.test.other:.3f}",
                 f"{one.test.lost} / {one.test.gained}",
-                "< 0.001" if one.test.p_value < 0.001 else f"{one.test.p_value:.3f}",
+                p_text(one.test.p_value),
             ]
             for one in ablations(results, REFERENCE, protocol)
         ]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.tools.eval.suite.served import empty_cache
@@ -22,20 +22,40 @@ from tinygui.accuracy import MODEL
 from tinygui.recall import RecallCase, chat_messages, recall_cases
 from tinygui.worlds import PANELS, WORLDS
 
+GREEDY: Final[Mapping[str, float | int]] = {"temperature": 0, "max_new_tokens": 2}
 
-def ask(engine: Any, tokenizer: Any, case: RecallCase) -> list[tuple[Question, bool]]:
-    """Play a trajectory and ask its recalls."""
-    pictures = case.pictures()
-    for turn in range(len(case.history)):
-        prompt = _prompt(tokenizer, case, turn, case.history[turn].text)
-        engine.generate(prompt=prompt, image_data=pictures[: turn + 1], sampling_params=_greedy())
-    last = len(case.history)
-    prompts = [_prompt(tokenizer, case, last, question.text) for question in case.recalls]
+Request = Callable[[int, str], Mapping[str, Any]]
+"""What is sent for a question in a turn: arguments of ``sglang.Engine.generate``."""
+
+
+def start_engine(model: Path, **policy: Any) -> Any:
+    """The engine that serves a small model, with arguments of the policy."""
+    if not cpu_mode.is_gpu_present():
+        cpu_mode.enable()
+    import sglang
+
+    return sglang.Engine(
+        **cpu_mode.cpu_engine_kwargs(
+            model_path=str(model),
+            dtype="float32",
+            max_total_tokens=12_000,
+            enable_precise_embedding_interpolation=True,
+            log_level="error",
+            random_seed=1,
+            **policy,
+        )
+    )
+
+
+def play_and_recall(engine: Any, case: RecallCase, request: Request) -> list[tuple[Question, bool]]:
+    """Play a trajectory and ask its recalls, all at the same moment; whether each answer is right."""
+    for turn, question in enumerate(case.history):
+        engine.generate(**request(turn, question.text))
+    recalls = [request(len(case.history), question.text) for question in case.recalls]
 
     async def at_once() -> list[dict[str, Any]]:
         # One request each: of a list, SGLang loses answers that come before it has begun to wait for them.
-        given = {"image_data": pictures, "sampling_params": _greedy()}
-        return await asyncio.gather(*(engine.async_generate(prompt=one, **given) for one in prompts))
+        return await asyncio.gather(*(engine.async_generate(**one) for one in recalls))
 
     answers = engine.loop.run_until_complete(at_once())
     empty_cache(engine)
@@ -44,14 +64,21 @@ def ask(engine: Any, tokenizer: Any, case: RecallCase) -> list[tuple[Question, b
     ]
 
 
-def _prompt(tokenizer: Any, case: RecallCase, turn: int, question: str) -> str:
-    messages = chat_messages(case, turn, question)
+def prompt_of(tokenizer: Any, messages: Sequence[Mapping[str, object]]) -> str:
+    """Messages as the model's template writes them, up to its answer."""
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return text
 
 
-def _greedy() -> dict[str, float | int]:
-    return {"temperature": 0, "max_new_tokens": 2}
+def ask(engine: Any, tokenizer: Any, case: RecallCase) -> list[tuple[Question, bool]]:
+    """Play a trajectory with its whole history in every prompt, and ask its recalls."""
+    pictures = case.pictures()
+
+    def request(turn: int, question: str) -> dict[str, Any]:
+        prompt = prompt_of(tokenizer, chat_messages(case, turn, question))
+        return {"prompt": prompt, "image_data": pictures[: turn + 1], "sampling_params": GREEDY}
+
+    return play_and_recall(engine, case, request)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,26 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recalls", type=int, default=10, help="questions a trajectory")
     parser.add_argument("--out", type=Path, help="append a JSON line with every answer here")
     args = parser.parse_args(arguments)
-    if not cpu_mode.is_gpu_present():
-        cpu_mode.enable()
-    import sglang
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     policy = {"kv_policy": args.policy}
     if args.policy != "full":
         policy |= {"kv_budget": args.budget, "kv_policy_config": args.policy_config}
-    engine = sglang.Engine(
-        **cpu_mode.cpu_engine_kwargs(
-            model_path=str(args.model),
-            dtype="float32",
-            max_total_tokens=12_000,
-            enable_precise_embedding_interpolation=True,
-            log_level="error",
-            random_seed=1,
-            **policy,
-        )
-    )
+    engine = start_engine(args.model, **policy)
     try:
         cases = recall_cases(args.seed, args.count, num_recalls=args.recalls, world=WORLDS[args.world])
         results: list[tuple[Question, bool]] = []

@@ -12,7 +12,6 @@ as wide; the whole history at a budget of as many tokens. A run that stopped goe
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star_kv_sglang import cpu_mode
-from star_kv_sglang.tools.eval.statistics import paired_test
-from star_kv_sglang.tools.eval.suite.served import empty_cache
+from star_kv_sglang.tools.eval.statistics import p_text, paired_test
 from star_kv_sglang.tools.markdown import markdown_table
-from star_kv_sglang.tools.rollout.scoring import is_correct
+from tinygui.ablations import MODELS
+from tinygui.engine_recall import GREEDY, play_and_recall, prompt_of, start_engine
 from tinygui.recall import RecallCase, chat_messages, recall_cases
 from tinygui.worlds import WORLDS
 
-HERE = Path(__file__).resolve().parent
-MODELS = {"first": HERE / "model", "second": HERE / "model2"}
 NUM_SCREENS = 6
 FIRST_SEED = 8_500_000
 KINDS = ("inside", "oldest inside", "dropped")
@@ -83,44 +79,25 @@ class Player:
     """
 
     def __init__(self, model: Path, window: int) -> None:
-        import sglang
         from transformers import AutoTokenizer
 
         self._window = window
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self.engine: Any = sglang.Engine(
-            **cpu_mode.cpu_engine_kwargs(
-                model_path=str(model),
-                dtype="float32",
-                max_total_tokens=12_000,
-                enable_precise_embedding_interpolation=True,
-                log_level="error",
-                random_seed=1,
-                kv_policy="star",
-                kv_budget=window / NUM_SCREENS,
-                kv_recognise_windows="asked",
-            )
+        self.engine: Any = start_engine(
+            model, kv_policy="star", kv_budget=window / NUM_SCREENS, kv_recognise_windows="asked"
         )
 
     def ask(self, case: RecallCase, way: Way) -> list[bool]:
         """Play a trajectory and ask its recalls; whether each answer is right."""
-        for turn, question in enumerate(case.history):
-            self.engine.generate(**self._request(case, way, turn, question.text))
-        requests = [self._request(case, way, len(case.history), question.text) for question in case.recalls]
+        pictures = case.pictures()
 
-        async def at_once() -> list[dict[str, Any]]:
-            return await asyncio.gather(*(self.engine.async_generate(**one) for one in requests))
+        def request(turn: int, question: str) -> dict[str, Any]:
+            first = max(0, turn + 1 - self._window) if way.drops else 0
+            prompt = prompt_of(self._tokenizer, messages_of(case, turn, question, first))
+            sampling = {**GREEDY, "custom_params": dict(way.wishes)}
+            return {"prompt": prompt, "image_data": pictures[first : turn + 1], "sampling_params": sampling}
 
-        answers = self.engine.loop.run_until_complete(at_once())
-        empty_cache(self.engine)
-        return [is_correct(asked, answer["text"]) for asked, answer in zip(case.recalls, answers, strict=True)]
-
-    def _request(self, case: RecallCase, way: Way, turn: int, question: str) -> dict[str, Any]:
-        first = max(0, turn + 1 - self._window) if way.drops else 0
-        messages = messages_of(case, turn, question, first)
-        prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        sampling = {"temperature": 0, "max_new_tokens": 2, "custom_params": dict(way.wishes)}
-        return {"prompt": prompt, "image_data": case.pictures()[first : turn + 1], "sampling_params": sampling}
+        return [right for _, right in play_and_recall(self.engine, case, request)]
 
 
 def play(out: Path, model: str, world: str, *, count: int, window: int, until_s: float) -> None:
@@ -165,8 +142,7 @@ def page(out: Path, window: int) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], window: int) -> str:
-    reference = ways(window)[0].name
-    heads, cells = ["", *KINDS], []
+    reference, cells = ways(window)[0].name, []
     counts = {kind: len(list(_answers(rows, reference, kind, window))) for kind in KINDS}
     for way in ways(window):
         line = [way.name]
@@ -177,8 +153,7 @@ def _table(rows: Sequence[Mapping[str, Any]], window: int) -> str:
             if way.name != reference and other:
                 base = [float(right) for right, _ in _answers(rows, reference, kind, window)]
                 test = paired_test(base, [float(right) for right, _ in other], [episode for _, episode in other])
-                p_value = "< 0.001" if test.p_value < 0.001 else f"= {test.p_value:.3f}"
-                text += f" (-{test.num_lost} +{test.num_gained}, p {p_value})"
+                text += f" (-{test.num_lost} +{test.num_gained}, p {p_text(test.p_value)})"
             line.append(text)
         cells.append(line)
     heads = ["", *(f"{kind}, {counts[kind]} questions" for kind in KINDS)]
@@ -211,8 +186,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     until_s = time.monotonic() + args.max_seconds
     if args.count:
-        if not cpu_mode.is_gpu_present():
-            cpu_mode.enable()
         for model in args.models.split(","):
             for world in args.worlds.split(","):
                 play(args.out, model, world, count=args.count, window=args.window, until_s=until_s)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.architecture.imports import ROOT
 from tinygui import windows
 from tinygui.recall import recall_case
 from tinygui.windows import KINDS, kind_of, main, messages_of, page, ways
@@ -65,7 +66,6 @@ def test_it_goes_on_where_it_was_and_ends_in_time(tmp_path: Path, monkeypatch: p
             return [True] * 10
 
     monkeypatch.setattr(windows, "Player", Player)
-    monkeypatch.setattr(windows.cpu_mode, "is_gpu_present", lambda: True)
     words = ["--out", str(tmp_path), "--models", "first", "--worlds", "panels", "--page", str(tmp_path / "page.md")]
     main([*words, "--count", "1"])
     main([*words, "--count", "2"])
@@ -73,3 +73,8 @@ def test_it_goes_on_where_it_was_and_ends_in_time(tmp_path: Path, monkeypatch: p
     main([*words, "--count", "3", "--max-seconds", "0"])
     assert len(asked) == 2 * len(ways(WINDOW))
     assert "2 trajectories" in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
+def test_the_page_in_the_documentation_is_that_of_the_answers_in_the_repository() -> None:
+    written = (ROOT / "docs" / "window-answers.md").read_text(encoding="utf-8")
+    assert written == page(ROOT / "benchmarks" / "window_answers", WINDOW)

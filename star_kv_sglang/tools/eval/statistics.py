@@ -92,6 +92,11 @@ def paired_test(reference: Sequence[float], other: Sequence[float], episodes: Se
     return PairedTest(estimate, _sign_flip(differences, episodes), "sign-flip", lost, gained)
 
 
+def p_text(p_value: float) -> str:
+    """A p-value as tables show it."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def wilson(right: int, asked: int) -> tuple[float, float]:
     """Wilson's interval (95%) of a share of independent questions; 0 and 1 when nothing was asked."""
     if not asked:

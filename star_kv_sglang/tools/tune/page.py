@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from star_kv_sglang.tools.eval.statistics import Estimate, PairedTest
+from star_kv_sglang.tools.eval.statistics import Estimate, PairedTest, p_text
 from star_kv_sglang.tools.report.kept import LEGEND, draw_kept
 from star_kv_sglang.tools.report.page import Picture, base_style, environment
 from star_kv_sglang.tools.tune.advice import FEW, Advice, Outcome
@@ -152,9 +152,7 @@ def nats(estimate: Estimate | None) -> str:
 
 def p_value(test: PairedTest | None) -> str:
     """A p-value; empty for none."""
-    if test is None:
-        return ""
-    return "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
+    return "" if test is None else p_text(test.p_value)
 
 
 def _title(ago: int, needed: int | None) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from star_kv_sglang.policies import REFUSED
 from star_kv_sglang.tools.eval.runner import Protocol
+from star_kv_sglang.tools.eval.statistics import p_text
 from star_kv_sglang.tools.eval.suite.plots import draw_all
 from star_kv_sglang.tools.eval.suite.questions import TASKS, SuiteTask
 from star_kv_sglang.tools.eval.suite.records import load_settings
@@ -170,7 +171,7 @@ def write_page(folder: Path, page: Path, *, pictures: Path, figures: Path) -> li
         keep_trailing_newline=True,
     )
     environment.filters["share"] = _share
-    environment.filters["p"] = _p
+    environment.filters["p"] = p_text
     text = environment.get_template("results.md.jinja").render(
         settings=load_settings(folder),
         results=results,
@@ -195,7 +196,3 @@ def _share(value: float) -> str:
     if value != value:
         return ""
     return "1" if value >= 0.9995 else f"{value:.3f}".removeprefix("0")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
