@@ -16,6 +16,7 @@ from star_kv_sglang.errors import SeamMovedError
 from star_kv_sglang.request_params import problems_of_preferences
 
 if TYPE_CHECKING:
+    from star_kv_sglang.patches.seam import Seam
     from star_kv_sglang.server_args import StarServerArgs
 
 SUPPORTED_SGLANG = ("0.5.23",)
@@ -226,9 +227,17 @@ def _newest_change(sglang: Path) -> int:
     """When the newest of the files that are compared, or of ours that say with what, has changed; nanoseconds."""
     from star_kv_sglang.patches import manifest
 
-    theirs = {sglang / seam.upstream for seam in manifest.ALL if seam.target.startswith("sglang.")}
-    files = [*theirs, *Path(str(manifest.__file__)).parent.glob("*.py")]
+    places = {sglang / seam.upstream for seam in _seams() if seam.target.startswith("sglang.")}
+    places.add(Path(str(manifest.__file__)).parent)
+    files = [file for place in places for file in (place.glob("*.py") if place.is_dir() else (place,))]
     return max(file.stat().st_mtime_ns for file in files if file.is_file())
+
+
+def _seams() -> tuple[Seam, ...]:
+    """All that this package extends or reads, the arguments that the rules look at among them."""
+    from star_kv_sglang.patches import manifest
+
+    return (*manifest.ALL, *manifest.flags(sorted({field for rule in FLAG_RULES for field in rule.fields})))
 
 
 def sglang_problems() -> list[str]:
@@ -248,11 +257,9 @@ def seam_problems(folder: Path | None = None) -> list[str]:
     Args:
         folder: SGLang's package, which is read and not imported; the installed one if None.
     """
-    from star_kv_sglang.patches import contract, manifest
+    from star_kv_sglang.patches import contract
 
-    fields = sorted({field for rule in FLAG_RULES for field in rule.fields})
-    source = contract.SourceTree({} if folder is None else {"sglang": folder})
-    return contract.seam_problems((*manifest.ALL, *manifest.flags(fields)), source)
+    return contract.seam_problems(_seams(), contract.SourceTree({} if folder is None else {"sglang": folder}))
 
 
 def gpu_is_present() -> bool:

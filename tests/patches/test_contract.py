@@ -247,3 +247,14 @@ def test_processes_of_one_server_read_sglang_s_source_once(monkeypatch: pytest.M
     for _ in range(2):
         with pytest.raises(SeamMovedError, match="evict is gone"):
             compat.require_supported_sglang()
+
+
+@pytest.mark.parametrize("file", ["srt/mem_cache/radix_cache.py", "srt/arg_groups/fields/memory.py"])
+def test_a_file_that_has_changed_since_is_compared_again(tmp_path: Path, file: str) -> None:
+    """Of what is looked at, the arguments that rules read among it."""
+    folder = _copy_of_sglang(tmp_path)
+    before = compat._newest_change(folder)
+    text = (folder / file).read_text(encoding="utf-8")
+    (folder / file).unlink()
+    (folder / file).write_text(text, encoding="utf-8")
+    assert compat._newest_change(folder) > before
