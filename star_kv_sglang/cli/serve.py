@@ -69,10 +69,13 @@ def plan(argv: Sequence[str], environment: Mapping[str, str], *, gpu: bool) -> L
         return Launch(_command(_SGLANG, cpu_mode.with_flags(argv, added)), dict(environment), None)
     for_cpu = cpu_mode.missing_cpu_arguments(argv)
     # The event loop of a worker that answers clients does not survive a fork.
-    program = cpu_server.PROGRAM if given.get("tokenizer_worker_num", "1") == "1" else _SGLANG
+    forks = given.get("tokenizer_worker_num", "1") == "1"
     return Launch(
-        _command(program, cpu_mode.with_cpu_arguments(cpu_mode.with_flags(argv, added))),
-        {**cpu_mode.cpu_environment(environment), **SINGLE_THREADED},
+        _command(
+            cpu_server.PROGRAM if forks else _SGLANG,
+            cpu_mode.with_cpu_arguments(cpu_mode.with_flags(argv, added)),
+        ),
+        {**cpu_mode.cpu_environment(environment), **(SINGLE_THREADED if forks else {})},
         " ".join(["No GPU found: CPU mode is on.", *for_cpu]),
     )
 

@@ -64,33 +64,24 @@ class Template:
         theirs.close()
         return cls(pid, ours)
 
-    def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] == 0
-        except ChildProcessError:
-            return False
-
-    def spawn(self, args: Sequence[Any], env: Mapping[str, str], fds: Mapping[int, int], *, leads: bool = False) -> int:
+    def spawn(self, args: Sequence[Any], env: Mapping[str, str], fds: Mapping[int, int]) -> int:
         """Start a process, as ``multiprocessing.util.spawnv_passfds`` does.
 
         Args:
             args: A command line of Python with ``-c``.
             env: Its environment.
             fds: Descriptors of this process by their numbers there.
-            leads: It leads a session of its own.
 
         Returns:
             Its id; it is a child of this process.
 
         Raises:
-            RuntimeError: The template is gone.
+            RuntimeError: The template is gone, or cannot fork.
         """
         wish = {
             "args": [os.fsdecode(word) for word in args],
             "env": dict(env),
             "fds": list(fds),
-            "leads": leads,
             "limits": [resource.getrlimit(one) for one in _LIMITS],
             "ignores_interrupts": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
         }
@@ -136,8 +127,8 @@ def take_wishes(asks: socket.socket) -> None:
             wish = json.load(file)
         try:
             answer = str(_fork_for(wish, fds, asks)).encode()
-        except OSError as error:
-            answer = f"no: {error.errno}".encode()
+        except OSError:
+            answer = b"no"
         for one in fds:
             os.close(one)
         asks.send(answer)
@@ -202,8 +193,6 @@ def _become(wish: dict[str, Any], fds: list[int]) -> NoReturn:
         _take(fds, wish["fds"])
         os.environ.clear()
         os.environ.update(wish["env"])
-        if wish["leads"]:
-            os.setsid()
         program = wish["args"].index("-c") + 1
         sys.argv = ["-c", *wish["args"][program + 1 :]]
         exec(wish["args"][program], {"__name__": "__main__"})

@@ -22,6 +22,7 @@ from star_kv_sglang.cli.serve import plan, run
 from star_kv_sglang.cpu_mode.activation import STAND_IN_DIR
 from star_kv_sglang.errors import StarKVError
 from star_kv_sglang.flags import FLAGS, config_of
+from star_kv_sglang.patches import cpu_server
 
 USER = ["--model-path", "m", "--kv-policy", "star", "--kv-budget", "0.2", "--port", "31000"]
 
@@ -45,6 +46,17 @@ def test_without_a_gpu_it_is_sglang_serve_in_cpu_mode_and_says_so() -> None:
         "No GPU found: CPU mode is on. --device cpu --attention-backend torch_native --sampling-backend pytorch "
         "--mm-attention-backend sdpa --max-total-tokens 32768"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "forks"),
+    [([], True), (["--tokenizer-worker-num=1"], True), (["--tokenizer-worker-num", "2"], False)],
+    ids=["not said", "one", "two"],
+)
+def test_processes_are_forked_where_one_answers_clients(more: list[str], forks: bool) -> None:
+    launch = plan([*USER, *more], {"OPENBLAS_NUM_THREADS": "4"}, gpu=False)
+    assert (launch.argv[2] == cpu_server.PROGRAM) is forks
+    assert launch.environment["OPENBLAS_NUM_THREADS"] == ("1" if forks else "4")
 
 
 def test_the_note_names_only_what_was_added() -> None:

@@ -44,9 +44,17 @@ def _started() -> Template:
 def template() -> Template:
     """The one of this process, started where there is none."""
     global _template
-    if _template is None or not _template.is_alive():
+    if _template is None or not _is_alive(_template.pid):
         _template = _started()
     return _template
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a child of this process has not ended."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 @contextmanager

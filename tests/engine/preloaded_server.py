@@ -37,7 +37,9 @@ def preloaded_serving(arguments: Sequence[str], log_file: Path, *, port: int | N
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("wb") as log, open(os.devnull, "rb") as nothing:
         fds = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
-        pid = template().spawn(launch.argv[1:], launch.environment, fds, leads=True)
+        # In a session of its own, so that all of it can be ended.
+        _, program, *words = launch.argv[1:]
+        pid = template().spawn(["-c", f"import os; os.setsid(); {program}", *words], launch.environment, fds)
     try:
         _wait_until_healthy(pid, url, log_file)
         yield url
