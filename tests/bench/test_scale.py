@@ -11,8 +11,8 @@ import pytest
 
 from star_kv_sglang.errors import ConfigError
 from star_kv_sglang.tools.bench.fleet.history import History
-from star_kv_sglang.tools.bench.scale.costs import SCREEN_TOKENS, TEXT_TOKENS, Costs
-from star_kv_sglang.tools.bench.scale.report import BUDGETS, check, most_branches
+from star_kv_sglang.tools.bench.scale.costs import BUDGETS, SCREEN_TOKENS, TEXT_TOKENS, Costs
+from star_kv_sglang.tools.bench.scale.report import check, most_branches
 from star_kv_sglang.tools.bench.scale.simulation import Plan, Router, Simulation
 from tests.architecture.imports import ROOT
 from tests.star_kv import star_kv
@@ -184,6 +184,8 @@ def test_what_the_tree_does_in_the_measured_fleets_is_simulated_exactly() -> Non
         (["--router", "best"], "choose among same, round_robin, random"),
         (["--history", "all"], "give append, last:N or interval:N"),
         (["--budget", "2"], "a budget is in (0, 1]"),
+        (["--policy", "stock", "--window", "5"], "stock keeps everything"),
+        (["--policy", "stock", "--budget", "0.2"], "stock keeps everything"),
         (["--agents", "9", "--servers", "2"], "leave --servers and --router out"),
         (["--gpu", "tpu"], "costs of star 0.2 on tpu are not known"),
         (["--gpu", "tpu", "--folder", "benchmarks"], "serve_tpu.csv is not there"),

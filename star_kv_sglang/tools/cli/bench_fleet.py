@@ -60,7 +60,7 @@ def fleet(
     from star_kv_sglang.tools.bench.fleet.load import Load
     from star_kv_sglang.tools.bench.fleet.run import Plan, Run, Server, num_jobs
     from star_kv_sglang.tools.bench.fleet.screenshots import data_urls
-    from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, write_checkpoint
+    from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, random_model
     from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
     from star_kv_sglang.tools.bench.serve.machine import describe, gpu_used_gib, short_name
     from star_kv_sglang.tools.bench.serve.results import Results
@@ -79,15 +79,7 @@ def fleet(
     if len({server.label for server in chosen}) < len(chosen):
         raise typer.BadParameter(f"{servers}: two servers of one policy have one name; run them one by one")
     work = work.resolve()
-    if model_path is None:
-        model = [
-            "--model-path",
-            str(write_checkpoint(work / f"model_{shape}", SHAPES[shape])),
-            "--load-format",
-            "dummy",
-        ]
-    else:
-        model = ["--model-path", model_path]
+    model = random_model(work, shape) if model_path is None else ["--model-path", model_path]
     machine = describe(model_path or f"Qwen2.5-VL {shape}, random weights")
     path = csv or Path("benchmarks") / f"fleet_{short_name(machine.gpu)}.csv"
     with console.status("") as status:

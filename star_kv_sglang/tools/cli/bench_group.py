@@ -30,7 +30,7 @@ def group(
     from star_kv_sglang.tools.bench.fleet.run import num_jobs
     from star_kv_sglang.tools.bench.fleet.screenshots import data_urls
     from star_kv_sglang.tools.bench.group import Group, measure
-    from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, write_checkpoint
+    from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, random_model
     from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
     from star_kv_sglang.tools.bench.serve.machine import describe, gpu_used_gib, short_name
     from star_kv_sglang.tools.bench.serve.results import Figure, Results
@@ -49,7 +49,7 @@ def group(
     path = csv or Path("benchmarks") / f"group_{short_name(machine.gpu)}.csv"
     plan, policy = Group(answers=answers, screens=screens, repeats=repeats), Policy(STAR, budget)
     flags = [
-        *("--model-path", str(write_checkpoint(work / f"model_{shape}", SHAPES[shape])), "--load-format", "dummy"),
+        *random_model(work, shape),
         *(GPU_ARGUMENTS if is_gpu_present() else ()),
         "--skip-server-warmup",
         *shlex.split(engine_args),

@@ -43,11 +43,12 @@ def scale(
     from rich.table import Table
 
     from star_kv_sglang.tools.bench.fleet.history import History
-    from star_kv_sglang.tools.bench.scale.costs import Costs
-    from star_kv_sglang.tools.bench.scale.report import BUDGETS, CHECK_HEADS, most_branches
+    from star_kv_sglang.tools.bench.scale.costs import BUDGETS, Costs
+    from star_kv_sglang.tools.bench.scale.report import CHECK_HEADS, most_branches
     from star_kv_sglang.tools.bench.scale.report import check as check_rows
     from star_kv_sglang.tools.bench.scale.simulation import Plan, Router, Simulation
     from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
+    from star_kv_sglang.tools.bench.serve.server import STOCK
     from star_kv_sglang.tools.markdown import markdown_table
 
     console = Console()
@@ -59,6 +60,8 @@ def scale(
         )
     if budget is not None and not 0 < budget <= 1:
         raise typer.BadParameter(f"{budget}: a budget is in (0, 1]", param_hint="--budget")
+    if policy == STOCK and (budget not in (None, 1) or window is not None or recognised):
+        raise typer.BadParameter("stock keeps everything: leave --budget, --window and --recognised out")
     try:
         shown = History.parse(history)
     except ServeBenchError as error:

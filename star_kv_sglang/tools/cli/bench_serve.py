@@ -94,7 +94,7 @@ def serve(
         "answer_tokens": answer_tokens,
         "max_seconds": max_seconds,
     }
-    from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, write_checkpoint
+    from star_kv_sglang.tools.bench.serve.checkpoint import SHAPES, random_model
     from star_kv_sglang.tools.bench.serve.machine import describe, gpu_used_gib, short_name
     from star_kv_sglang.tools.bench.serve.results import Results
     from star_kv_sglang.tools.bench.serve.runner import PHASES, Plan
@@ -109,11 +109,7 @@ def serve(
     if shape not in SHAPES:
         raise typer.BadParameter(f"{shape!r}: choose among {', '.join(SHAPES)}", param_hint="--shape")
     work = work.resolve()
-    if model_path is None:
-        folder = write_checkpoint(work / f"model_{shape}", SHAPES[shape])
-        model = ["--model-path", str(folder), "--load-format", "dummy"]
-    else:
-        model = ["--model-path", model_path]
+    model = random_model(work, shape) if model_path is None else ["--model-path", model_path]
     machine = describe(model_path or f"Qwen2.5-VL {shape}, random weights")
     path = csv or Path("benchmarks") / f"serve_{short_name(machine.gpu)}.csv"
     chosen = [policy for policy in parse_policies(policies, budgets) if stock or policy.label != STOCK]

@@ -102,14 +102,14 @@ def advise(folder: Path, cells: Sequence[Cell], max_loss: float, tasks: Mapping[
     known = [row.ago is not None for found in rows.values() for row in found]
     knows_ages = bool(known) and all(known)
     again = next((found for cell, found in rows.items() if cell.name == AGAIN), [])
-    units = _Units(tasks or {})
-    outcomes = [_outcome(cell, found, knows_ages, again, units) for cell, found in rows.items()]
+    tasks = tasks or {}
+    outcomes = [_outcome(cell, found, knows_ages, again, tasks) for cell, found in rows.items()]
     rivals = tuple(one for one in outcomes if one.cell.name != AGAIN)
     chosen = choose(rivals, max_loss)
     against = {}
     for one in rivals:
         if chosen is not None and one is not chosen and one.cell.budget == chosen.cell.budget:
-            against[one.cell.name] = _paired(rows[chosen.cell], rows[one.cell], units)
+            against[one.cell.name] = _paired(rows[chosen.cell], rows[one.cell], tasks)
     control = next((one for one in outcomes if one.cell.name == AGAIN), None)
     return Advice(rivals, control, knows_ages, chosen, max_loss, against)
 
@@ -141,32 +141,26 @@ def _rounded(share: float) -> float:
     return round(share, 9)
 
 
-@dataclass(frozen=True)
-class _Units:
-    """What intervals and tests draw: whole tasks."""
-
-    tasks: Mapping[str, str]
-
-    def of(self, rows: Sequence[CellTurn]) -> list[str]:
-        """The unit of each turn."""
-        return [self.tasks.get(row.thread, row.thread) for row in rows]
+def _units(rows: Sequence[CellTurn], tasks: Mapping[str, str]) -> list[str]:
+    """What intervals and tests draw: the task of each turn, where its thread has one."""
+    return [tasks.get(row.thread, row.thread) for row in rows]
 
 
 def _outcome(
-    cell: Cell, rows: Sequence[CellTurn], knows_ages: bool, again: Sequence[CellTurn], units: _Units
+    cell: Cell, rows: Sequence[CellTurn], knows_ages: bool, again: Sequence[CellTurn], tasks: Mapping[str, str]
 ) -> Outcome:
-    same, threads = [float(row.same) for row in rows], units.of(rows)
+    same, threads = [float(row.same) for row in rows], _units(rows, tasks)
     compared = [row for row in rows if row.kl is not None and row.logprob is not None]
     by_age: dict[int, list[CellTurn]] = {}
     for row in rows:
         age = row.ago if knows_ages and row.ago is not None else max(0, row.screenshots - 1)
         by_age.setdefault(age, []).append(row)
-    names = units.of(compared)
+    names = _units(compared, tasks)
     return Outcome(
         cell=cell,
         same=bootstrap(same, threads),
         # Beyond what the full cache changes by itself, where that was replayed.
-        test=_paired(again, rows, units)
+        test=_paired(again, rows, tasks)
         if again and cell.name != AGAIN
         else paired_test([1.0] * len(same), same, threads),
         words=sum(not row.same_words for row in rows),
@@ -174,16 +168,17 @@ def _outcome(
         logprob=bootstrap([row.logprob or 0.0 for row in compared], names) if compared else None,
         held=bootstrap([row.held / row.prompt for row in rows], threads),
         ages={
-            age: bootstrap([float(row.same) for row in found], units.of(found)) for age, found in sorted(by_age.items())
+            age: bootstrap([float(row.same) for row in found], _units(found, tasks))
+            for age, found in sorted(by_age.items())
         },
     )
 
 
-def _paired(reference: Sequence[CellTurn], other: Sequence[CellTurn], units: _Units) -> PairedTest:
+def _paired(reference: Sequence[CellTurn], other: Sequence[CellTurn], tasks: Mapping[str, str]) -> PairedTest:
     mine = {(row.thread, row.turn): row for row in other}
     pairs = [(row, mine[row.thread, row.turn]) for row in reference if (row.thread, row.turn) in mine]
     return paired_test(
         [float(one.same) for one, _ in pairs],
         [float(two.same) for _, two in pairs],
-        units.of([one for one, _ in pairs]),
+        _units([one for one, _ in pairs], tasks),
     )

@@ -13,15 +13,16 @@ from typing import Final
 import numpy as np
 
 from star_kv_sglang.errors import ConfigError
+from star_kv_sglang.tools.bench.serve.server import STOCK
 
 SCREEN_TOKENS: Final = 2_691
 """Visual tokens of a screenshot of 1920 x 1080, which all rows are of."""
 TEXT_TOKENS: Final = 14
 """Tokens of a measured turn beside its screenshot."""
 
-_STOCK: Final = "stock"
-_PRUNING: Final = "star 0.2"
-_BUDGET: Final = 0.2
+BUDGETS: Final = {STOCK: 1.0, "star 0.2": 0.2}
+"""Policies whose costs were measured, and the share of a screenshot that each keeps."""
+
 _SGLANG: Final = "0.5.23"
 _MODELS: Final = ("Qwen2.5-VL 7b, random weights", "7b")
 _SCREEN: Final = "1920x1080"
@@ -139,20 +140,20 @@ class MeasuredFleet:
 def _is_plain(row: Row) -> bool:
     """With its whole history, as bytes, nothing shared; stock with the flags that are best for it, others with none."""
     what, *more = row["note"].split("; ")
-    return what.endswith("append") and (not more or (row["policy"] == _STOCK and more[0].startswith("--")))
+    return what.endswith("append") and (not more or (row["policy"] == STOCK and more[0].startswith("--")))
 
 
 def _fit_steps(rows: list[Row]) -> tuple[float, float, float]:
     """Least squares over all measured steps: seconds of a step, of a request in it, of a live token."""
     steps = [row for row in rows if row["metric"] == "ms_per_step" and row["sglang"] == _SGLANG and row["value"]]
-    steps = [row for row in steps if row["policy"] in (_STOCK, _PRUNING) and row["partial"] != "True"]
+    steps = [row for row in steps if row["policy"] in BUDGETS and row["partial"] != "True"]
     if len(steps) < _NUM_PARTS:
         raise ConfigError("too few decode steps were measured: star-kv bench serve --phases decode")
     known = []
     for row in steps:
         batch, history = int(row["batch"]), int(row["history"])
         screens = round(history / (SCREEN_TOKENS + TEXT_TOKENS))
-        pruned = SCREEN_TOKENS * screens * (1 - _BUDGET) if row["policy"] == _PRUNING else 0.0
+        pruned = SCREEN_TOKENS * screens * (1 - BUDGETS[row["policy"]])
         known.append((1.0, batch, batch * (history - pruned)))
     seconds = [float(row["value"]) / 1e3 for row in steps]
     fixed, row_s, live = np.linalg.lstsq(np.array(known), np.array(seconds), rcond=None)[0].tolist()
@@ -192,4 +193,4 @@ def measured_fleets(folder: Path, gpu: str) -> dict[str, MeasuredFleet]:
         ConfigError: One was not measured.
     """
     rows = _rows(folder / f"fleet_{gpu}.csv")
-    return {policy: MeasuredFleet.newest(rows, policy) for policy in (_STOCK, _PRUNING)}
+    return {policy: MeasuredFleet.newest(rows, policy) for policy in BUDGETS}

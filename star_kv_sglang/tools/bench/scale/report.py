@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from star_kv_sglang.tools.bench.scale.costs import Costs, measured_fleets
+from star_kv_sglang.tools.bench.scale.costs import BUDGETS, Costs, measured_fleets
 from star_kv_sglang.tools.bench.scale.simulation import Outcome, Plan, Simulation
 
-BUDGETS: Final = {"stock": 1.0, "star 0.2": 0.2}
-"""Policies whose costs were measured, and the share of a screenshot that each keeps."""
 CHECK_HEADS: Final = ("policy", "agents x turns", "", "measured", "simulated", "off by")
 
 

@@ -132,6 +132,7 @@ class _Server:
     costs: Costs
     plan: Plan
     known: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    screenshots: set[tuple[int, int]] = field(default_factory=set)
     waiting: deque[_Request] = field(default_factory=deque)
     running: list[_Request] = field(default_factory=list)
     api_free_s: float = 0.0
@@ -145,11 +146,13 @@ class _Server:
         self.forget(branch)
         self.known[branch] = turn
         self.held += self.plan.live_tokens(turn)
-        busy = {request.branch for request in self.running}
-        for other in [one for one in self.known if one != branch and one not in busy]:
-            if self.held <= self.costs.pool:
-                break
+        if self.held <= self.costs.pool:
+            return
+        used = {branch, *(request.branch for request in self.running)}
+        for other in [one for one in self.known if one not in used]:
             self.forget(other)
+            if self.held <= self.costs.pool:
+                return
 
     def forget(self, branch: int) -> None:
         """Drop what is known of a branch."""
@@ -173,7 +176,6 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = itertools.count()
         self._routed = itertools.count()
-        self._seen: list[set[tuple[int, int]]] = [set() for _ in range(plan.servers)]
         self._done: list[_Request] = []
         self._end_s = 0.0
         self._computed = self._prompted = 0
@@ -205,11 +207,10 @@ class Simulation:
 
     def _sends(self, branch: int, turn: int) -> Callable[[float], None]:
         def happens(now: float) -> None:
-            number = self._route(branch)
-            server, seen = self._servers[number], self._seen[number]
+            server = self._servers[self._route(branch)]
             shown = range(self._plan.history.first_shown(turn), turn + 1)
-            new = [(branch, shot) for shot in shown if (branch, shot) not in seen]
-            seen.update(new)
+            new = {(branch, shot) for shot in shown} - server.screenshots
+            server.screenshots |= new
             takes = self._costs.new_image_s * len(new) + self._costs.image_again_s * (len(shown) - len(new))
             server.api_free_s = max(server.api_free_s, now) + takes
             server.api_busy_s += takes

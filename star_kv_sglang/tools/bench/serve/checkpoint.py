@@ -189,6 +189,12 @@ def _config(shape: Shape, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def random_model(work: Path, shape: str) -> list[str]:
+    """Flags of a server whose model of this shape, in a folder below ``work``, has random weights."""
+    folder = write_checkpoint(work / f"model_{shape}", SHAPES[shape])
+    return ["--model-path", str(folder), "--load-format", "dummy"]
+
+
 def _processor() -> dict[str, Any]:
     token_pixels = (2 * _PATCH_SIZE) ** 2
     return {
