@@ -108,7 +108,10 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests did not run, and how to run those that are asked for by marker."""
+    """Say what tests have measured, how many did not run, and how to run those that are asked for by marker."""
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"measured: {report.nodeid}: {name} {value}")
     if _has_no_browser():
         terminalreporter.write_line(f"left out: {', '.join(_IN_A_BROWSER)}: no Playwright on this machine", yellow=True)
     for reason, count in sorted(_left_out.items()):

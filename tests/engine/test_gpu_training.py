@@ -6,7 +6,6 @@ masks. How far rounding alone may lead is the difference of the two formats in t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +19,6 @@ from tests.engine.harness import TestEngine, running_engine
 from tests.engine.masked_reference import MaskedReference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
-
-logger = logging.getLogger(__name__)
 
 ASKS: Final[dict[str, Any]] = {"logprob_from": -1, "custom_params": {"kv_return_kept": True}}
 NUM_TURNS = 4
@@ -65,8 +62,7 @@ def test_a_trainer_in_bfloat16(
         }
         errors = {name: max(errors[name], float(error.abs().max())) for name, error in found.items()}
     for name, error in errors.items():
-        logger.info("worst difference of log-probabilities, %s: %.4f", name, error)
-        record_property(name, error)
+        record_property(f"worst difference of log-probabilities, {name}", round(error, 4))
     # A later turn may cut a screenshot again by the token that its rounded share was too large by.
     assert len({prune.start for prune in read_kept(answer.meta).prunes}) == NUM_TURNS
     assert errors["float32"] < MOST_NOISE * errors["rounding"]
