@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from star_kv_sglang.tools.bench.fleet import watch
 from star_kv_sglang.tools.bench.fleet.history import History
 from star_kv_sglang.tools.bench.fleet.load import Branch, Load
-from star_kv_sglang.tools.bench.fleet.run import Server
+from star_kv_sglang.tools.bench.fleet.run import Server, prefilled
 from star_kv_sglang.tools.bench.fleet.screenshots import desktop
+from star_kv_sglang.tools.bench.serve.client import Stream
 from star_kv_sglang.tools.bench.serve.errors import ServeBenchError
 from star_kv_sglang.tools.cli.bench import bench_app
 
@@ -108,6 +109,20 @@ def test_a_server_may_have_a_history_and_flags_of_its_own(text: str, label: str,
 def test_another_server_is_refused(text: str) -> None:
     with pytest.raises(ServeBenchError):
         Server.parse(text)
+
+
+def test_tokens_of_a_branchs_first_turns_are_those_that_were_not_cached() -> None:
+    turns = [
+        Stream(meta={"prompt_tokens": 100 * number, "cached_tokens": 60 * number}, number=number) for number in (1, 2)
+    ]
+    assert prefilled(turns) == 120.0
+    assert prefilled([turn for turn in turns if turn.number < 2]) == 40.0
+
+
+def test_more_first_turns_than_turns_are_refused() -> None:
+    answer = CliRunner().invoke(bench_app, ["fleet", "--turns", "8", "--first-turns", "9"])
+    assert answer.exit_code == 2
+    assert "a branch has 8 turns" in answer.output
 
 
 def test_two_servers_of_one_name_are_refused() -> None:

@@ -40,6 +40,9 @@ def fleet(
     references: Annotated[
         bool, typer.Option("--references", help="Agents send a digest for a screenshot that they have sent before.")
     ] = False,
+    first_turns: Annotated[
+        int, typer.Option(min=0, help="Show the tokens prefilled in so many turns of each branch too.")
+    ] = 0,
     pool: Annotated[int | None, typer.Option(min=1, help="Slots of every server's pool; SGLang chooses.")] = None,
     screen: Annotated[str, typer.Option(help="Width x height of the screenshots.")] = "1920x1080",
     shape: Annotated[str, typer.Option(help="Model with random weights: 7b or tiny.")] = "7b",
@@ -71,6 +74,8 @@ def fleet(
         raise typer.BadParameter(f"{shape!r}: choose among {', '.join(SHAPES)}", param_hint="--shape")
     if shared > turns:
         raise typer.BadParameter(f"{shared}: a branch has {turns} turns", param_hint="--shared")
+    if first_turns > turns:
+        raise typer.BadParameter(f"{first_turns}: a branch has {turns} turns", param_hint="--first-turns")
     try:
         load = Load(branches, turns, History.parse(history), group_size, shared, answer_tokens, think)
         chosen = [Server.parse(text) for text in servers.split(";") if text.strip()]
@@ -96,6 +101,7 @@ def fleet(
             work=work,
             start_timeout_s=start_timeout,
             references=references,
+            first_turns=first_turns,
         )
         run = Run(plan, Results(path, machine, gpu_used_gib), screenshots, status.update)
         run.measure()

@@ -84,6 +84,7 @@ class Plan:
         work: Folder for logs.
         start_timeout_s: Seconds that a server may take to start.
         references: Agents name screenshots by their digest that they sent before, at servers that understand it.
+        first_turns: Tokens that are prefilled in so many turns of each branch are a figure of their own; 0 for none.
     """
 
     servers: Sequence[Server]
@@ -96,6 +97,7 @@ class Plan:
     work: Path
     start_timeout_s: float
     references: bool = False
+    first_turns: int = 0
 
 
 @dataclass
@@ -187,6 +189,9 @@ class Run:
             await self._note_server(server, client, phase)
         figures = _figures(turns, again, watch)
         newest = [turn for turn in turns if turn.number == load.num_played - 1]
+        if self.plan.first_turns and whole:
+            early = [turn for turn in turns if turn.number < self.plan.first_turns]
+            figures[f"prefilled_tokens_of_first_{self.plan.first_turns}"] = prefilled(early)
         if newest:
             figures["slots_of_a_branch"] = sum(turn.live_tokens for turn in newest) / len(newest)
         note = f"{load.num_played} turns, {load.history}"
@@ -220,12 +225,12 @@ def _figures(turns: Sequence[Stream], again: Sequence[Stream], watch: Watch) -> 
     """Figures by name, with their units."""
     wall = max(turn.chunks[-1][0] for turn in turns) - min(turn.sent_s for turn in turns)
     ttft = [turn.ttft_s for turn in turns]
-    prompt, cached = sum(turn.prompt_tokens for turn in turns), sum(turn.cached_tokens for turn in turns)
+    prompt = sum(turn.prompt_tokens for turn in turns)
     speed = len(turns) / wall
     figures: dict[str, float | None] = {
         "turns_per_s": speed,
-        "prefilled_tokens": float(prompt - cached),
-        "hit_rate": cached / prompt,
+        "prefilled_tokens": prefilled(turns),
+        "hit_rate": 1.0 - prefilled(turns) / prompt,
         "ttft_s_p50": percentile(ttft, 0.5),
         "ttft_s_p95": percentile(ttft, 0.95),
         "sent_mb": sum(turn.sent_bytes for turn in turns) / 1e6,
@@ -237,6 +242,11 @@ def _figures(turns: Sequence[Stream], again: Sequence[Stream], watch: Watch) -> 
     if again:
         figures["cached_request_s_p50"] = percentile([turn.ttft_s for turn in again], 0.5)
     return figures
+
+
+def prefilled(turns: Sequence[Stream]) -> float:
+    """Tokens of these turns' prompts that were not in the cache."""
+    return float(sum(turn.prompt_tokens - turn.cached_tokens for turn in turns))
 
 
 def num_jobs() -> int:
