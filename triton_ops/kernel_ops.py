@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from star_kv_sglang.triton_ops.compact.op import compact
 from star_kv_sglang.triton_ops.count_above.op import count_above
+from star_kv_sglang.triton_ops.deal_distances.op import deal_distances
 from star_kv_sglang.triton_ops.frame_means.op import frame_means
 from star_kv_sglang.triton_ops.frame_norms.op import frame_norms
 from star_kv_sglang.triton_ops.frame_stability.op import frame_stability
 from star_kv_sglang.triton_ops.fuse_scores.op import fuse_scores
 from star_kv_sglang.triton_ops.group_distances.op import group_distances
+from star_kv_sglang.triton_ops.kept_copies.op import kept_copies
 from star_kv_sglang.triton_ops.norm_excess.op import norm_excess
 from star_kv_sglang.triton_ops.page_table.op import page_table
+from star_kv_sglang.triton_ops.peak_ranks.op import peak_ranks
+from star_kv_sglang.triton_ops.place_scores.op import place_scores
+from star_kv_sglang.triton_ops.prior_factors.op import prior_factors
 from star_kv_sglang.triton_ops.select.op import segment_quotas, select_topn
 from star_kv_sglang.triton_ops.spatial_boost.op import spatial_boost
 from star_kv_sglang.triton_ops.spatial_mi.op import spatial_mi
+from star_kv_sglang.triton_ops.token_factors.op import token_factors
 from star_kv_sglang.triton_ops.window_scores.op import window_scores
 
 
@@ -23,15 +29,21 @@ class TritonOps:
     name = "triton"
     compact = staticmethod(compact)
     count_above = staticmethod(count_above)
+    deal_distances = staticmethod(deal_distances)
     frame_means = staticmethod(frame_means)
     frame_norms = staticmethod(frame_norms)
     frame_stability = staticmethod(frame_stability)
     fuse_scores = staticmethod(fuse_scores)
     group_distances = staticmethod(group_distances)
+    kept_copies = staticmethod(kept_copies)
     norm_excess = staticmethod(norm_excess)
     page_table = staticmethod(page_table)
+    peak_ranks = staticmethod(peak_ranks)
+    place_scores = staticmethod(place_scores)
+    prior_factors = staticmethod(prior_factors)
     segment_quotas = staticmethod(segment_quotas)
     select_topn = staticmethod(select_topn)
     spatial_boost = staticmethod(spatial_boost)
     spatial_mi = staticmethod(spatial_mi)
+    token_factors = staticmethod(token_factors)
     window_scores = staticmethod(window_scores)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from star_kv_sglang.algorithm.to_device import to_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from star_kv_sglang.algorithm.layout import PromptLayout
     from star_kv_sglang.algorithm.params import ScorerParams
@@ -23,7 +25,7 @@ class ScoringBatch:
     """Inputs of the method, checked to belong together (triton_ops/LAYOUT.md has the layouts).
 
     group_scores [L, G, N] float32; kv_indptr [R+1] int32; frame_offsets, frame_norms [L, N]; layouts: one per request.
-    windows [R], spans [R, 2] and grids [R, 2] of the current frames, frame_ages [N]: the layouts as int32 tensors.
+    windows [R], spans [R, 2] and grids [R, 2] of the current frames: the layouts as int32 tensors.
     max_span, max_num_live: the largest on the host, so that no launch has to ask the device.
     """
 
@@ -37,7 +39,6 @@ class ScoringBatch:
     windows: torch.Tensor
     spans: torch.Tensor
     grids: torch.Tensor
-    frame_ages: torch.Tensor
     max_span: int
     max_num_live: int
 
@@ -58,8 +59,10 @@ class ScoringBatch:
         for layout in layouts:
             starts.append(starts[-1] + layout.num_live)
         spans = [_current_span(layout, first) for layout, first in zip(layouts, starts, strict=False)]
-        device = group_scores.device
-
+        grids = [_current_grid(layout, params.grid) for layout in layouts]
+        windows, flat_spans, flat_grids = _tables(
+            ([layout.window for layout in layouts], chain(*spans), chain(*grids)), group_scores.device
+        )
         return cls(
             group_scores=group_scores,
             kv_indptr=kv_indptr,
@@ -68,13 +71,23 @@ class ScoringBatch:
             layouts=tuple(layouts),
             params=params,
             ops=ops,
-            windows=to_device([layout.window for layout in layouts], device),
-            spans=to_device(spans, device),
-            grids=to_device([_current_grid(layout, params.grid) for layout in layouts], device),
-            frame_ages=_frame_ages(layouts, starts).to(device, non_blocking=True),
+            windows=windows,
+            spans=flat_spans.view(-1, 2),
+            grids=flat_grids.view(-1, 2),
             max_span=max(end - start for start, end in spans),
             max_num_live=max(layout.num_live for layout in layouts),
         )
+
+    @cached_property
+    def frame_ages(self) -> torch.Tensor:
+        """int32 [N], screenshots after each token's own; 0 for text and the current one."""
+        ages = torch.zeros(self.group_scores.shape[2], dtype=torch.int32)
+        first = 0
+        for layout in self.layouts:
+            for age, frame in enumerate(reversed(layout.frames)):
+                ages[first + frame.start : first + frame.end] = age
+            first += layout.num_live
+        return ages.to(self.group_scores.device, non_blocking=True)
 
     def spans_of(self, used: Sequence[bool]) -> torch.Tensor:
         """`spans` with those of unused requests emptied."""
@@ -98,8 +111,19 @@ def advances(layout: PromptLayout, state: TrajectoryState) -> bool:
 
 
 def stack_states(tensors: Sequence[torch.Tensor | None], empty: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Stack per-branch tensors [L, ...] to [L, R, ...]; `empty` makes what stands in for None."""
-    return torch.stack([empty() if tensor is None else tensor for tensor in tensors], dim=1)
+    """Stack per-branch tensors [L, ...] to [L, R, ...]; `empty` makes what stands in for None. Of one it is a view."""
+    known = [empty() if tensor is None else tensor for tensor in tensors]
+    return known[0][:, None] if len(known) == 1 else torch.stack(known, dim=1)
+
+
+def own_part(stacked: torch.Tensor, request: int) -> torch.Tensor:
+    """A request's part [L, ...] of a stacked tensor [L, R, ...], which keeps that of nobody else alive."""
+    return stacked[:, 0] if stacked.shape[1] == 1 else stacked[:, request].clone()
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors side by side in the last dimension; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
 def per_request(values: Sequence[float], device: torch.device) -> float | torch.Tensor:
@@ -121,13 +145,10 @@ def _current_grid(layout: PromptLayout, kind: str) -> tuple[int, int]:
     return current.square_grid() if kind == "square" else (current.rows, current.cols)
 
 
-def _frame_ages(layouts: Sequence[PromptLayout], starts: Sequence[int]) -> torch.Tensor:
-    """Screenshots after each token's own [N] int32; 0 for text and the current screenshot."""
-    ages = torch.zeros(starts[-1], dtype=torch.int32)
-    for layout, first in zip(layouts, starts, strict=False):
-        for age, frame in enumerate(reversed(layout.frames)):
-            ages[first + frame.start : first + frame.end] = age
-    return ages
+def _tables(tables: Sequence[Iterable[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Tables of numbers as int32 on the device, in one copy."""
+    lists = [list(table) for table in tables]
+    return torch.split(to_device(list(chain(*lists)), device), [len(one) for one in lists])
 
 
 def _check(

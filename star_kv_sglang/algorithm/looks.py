@@ -7,7 +7,6 @@ temperature is that of one screenshot here.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import torch
 from star_kv_sglang.algorithm.batch import ScoringBatch, stack_states
 from star_kv_sglang.algorithm.pipeline import weigh_groups
 from star_kv_sglang.algorithm.state import TrajectoryState
+from star_kv_sglang.triton_ops.place_scores.reference import normalised_entropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
     from star_kv_sglang.algorithm.layout import PromptLayout
     from star_kv_sglang.algorithm.params import ScorerParams
     from star_kv_sglang.triton_ops.dispatch import Ops
-
-
-@dataclass(frozen=True)
-class TokenWeights:
-    """What the axes say of the tokens of one screenshot, V of them.
-
-    Attributes:
-        prior: float32 [L, V], the factor of each token's strongest group.
-        stability: float32 [L, V], how much that group's pattern is the running one, 0 to 1.
-        fading: float32 [L, V], what is left of the token by the screenshots that came after its own; None of the
-            newest, of which all is left.
-    """
-
-    prior: torch.Tensor
-    stability: torch.Tensor
-    fading: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +36,7 @@ class Looks:
         stability: float32 [L, R, G], 1 where no pattern is known.
         states: What each request leaves behind.
         floor: The least that a discount leaves.
+        ops: Kernels or references.
     """
 
     saliency: torch.Tensor
@@ -60,22 +45,34 @@ class Looks:
     stability: torch.Tensor
     states: Sequence[TrajectoryState]
     floor: float
+    ops: Ops
 
-    def of(self, request: int, span: slice, age: int) -> TokenWeights:
-        """What is said of a screenshot.
+    def factors_of(self, request: int, span: slice, copies: torch.Tensor | None, *, kept_before: float) -> torch.Tensor:
+        """What the distances of a screenshot are multiplied by, float32 [L, V]: the prior's factor of each token's
+        strongest group, and less where a copy was kept before, the more stable the group's pattern is.
 
         Args:
             request: Index of the request.
             span: Packed range of the screenshot's live tokens.
-            age: Screenshots that came after it.
+            copies: float32 [L, V], 0 or 1; None where none is known.
+            kept_before: What a copy counts where the pattern is the running one.
         """
-        strongest = self.saliency[:, :, span].argmax(dim=1)
-        fading = None
-        if age > 0:
-            fading = (self.floor + (1.0 - self.floor) * torch.exp(-age * self.rates[:, request])).gather(1, strongest)
-        return TokenWeights(
-            self.factors[:, request].gather(1, strongest), self.stability[:, request].gather(1, strongest), fading
+        return self.ops.token_factors(
+            self.saliency[:, :, span],
+            self.factors[:, request],
+            self.stability[:, request],
+            copies,
+            kept_before=kept_before,
         )
+
+    def fading(self, request: int, span: slice, age: int) -> torch.Tensor | None:
+        """What is left of a screenshot's tokens by ``age`` screenshots that came after it, float32 [L, V]; None of the
+        newest, of which all is left.
+        """
+        if age == 0:
+            return None
+        left = self.floor + (1.0 - self.floor) * torch.exp(-age * self.rates[:, request])
+        return left.gather(1, self.saliency[:, :, span].argmax(dim=1))
 
 
 def weigh_looks(
@@ -105,7 +102,7 @@ def weigh_looks(
     batch = ScoringBatch.build(saliency, layouts, kv_indptr, frame_offsets, frame_offsets, params, ops)
     weights = weigh_groups(batch, states)
     stable = stack_states([state.stability for state in weights.states], batch.one_per_group)
-    return Looks(saliency, weights.factors, weights.rates, stable, weights.states, params.discount_floor)
+    return Looks(saliency, weights.factors, weights.rates, stable, weights.states, params.discount_floor, ops)
 
 
 def entropy_temperature(
@@ -123,10 +120,7 @@ def entropy_temperature(
     """
     if not params.temperature:
         return None
-    total = distances.sum(dim=1, keepdim=True)
-    share = distances / torch.where(total > 0, total, 1.0)
-    entropy = torch.special.entr(share).sum(dim=1, keepdim=True) / math.log(max(distances.shape[1], 2))
-    entropy = torch.where(total > 0, entropy, 1.0) if distances.shape[1] > 1 else torch.ones_like(total)
+    entropy = normalised_entropy(distances)
     now = params.temperature_min + (params.temperature_max - params.temperature_min) * entropy
     if state is None or state.temperature_ema is None:
         return now

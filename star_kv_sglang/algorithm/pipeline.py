@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.algorithm.batch import ScoringBatch, advances, stack_states
-from star_kv_sglang.algorithm.prior import advance_prior, group_factors, head_weights
+from star_kv_sglang.algorithm.batch import ScoringBatch, advances, own_part, per_request, stack_states
+from star_kv_sglang.algorithm.prior import MI_RESOLUTION, advance_prior
 from star_kv_sglang.algorithm.temporal import advance_patterns, decay_rates
 from star_kv_sglang.triton_ops.dispatch import default_ops
 
@@ -127,7 +127,7 @@ def score_batch(
     new_states = weights.states
     if params.temperature:
         new_states = [
-            replace(state, temperature_ema=fused.temperature[:, r].clone()) if flag else state
+            replace(state, temperature_ema=own_part(fused.temperature, r)) if flag else state
             for r, (state, flag) in enumerate(zip(new_states, weights.advanced, strict=True))
         ]
     steps = None
@@ -142,12 +142,14 @@ def weigh_groups(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> Grou
     advancing = [advances(layout, state) for layout, state in zip(batch.layouts, states, strict=True)]
     new_states = advance_patterns(batch, advance_prior(batch, states, advancing), advancing)
     stacked_mi = stack_states([state.mi_ema for state in new_states], batch.empty_per_group)
-    weights = head_weights(stacked_mi, params.prior_tau)
     prior_weights = tuple(params.prior_weight(state.step) for state in new_states)
+    weights, factors = batch.ops.prior_factors(
+        stacked_mi, per_request(prior_weights, stacked_mi.device), tau=params.prior_tau, resolution=MI_RESOLUTION
+    )
     return GroupWeights(
         weights,
         prior_weights,
-        group_factors(weights, prior_weights),
+        factors,
         decay_rates(batch, new_states),
         new_states,
         advancing,

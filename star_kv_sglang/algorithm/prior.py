@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.algorithm.batch import ScoringBatch, per_request, stack_states
+from star_kv_sglang.algorithm.batch import ScoringBatch, own_part, per_request, stack_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 MI_RESOLUTION = 1e-4
-"""Nats. Sums of float32 differ by less than this from the exact mutual information."""
+"""Nats. Sums of float32 differ by less than this from the exact mutual information. On a screenshot of which every
+token has a position bin of its own, all groups tell everything about the position, and differ by rounding alone."""
 
 
 def advance_prior(
@@ -37,28 +38,6 @@ def advance_prior(
     ]
 
 
-def head_weights(mi_ema: torch.Tensor, tau: float) -> torch.Tensor:
-    """Softmax over the groups (last dimension) of the min-max normalised information; uniform when all are equal.
-
-    On a screenshot of which every token has a position bin of its own, all groups tell everything about the position.
-    What their sums then differ by is rounding, which the normalisation would blow up to the whole range.
-    """
-    low, high = mi_ema.amin(dim=-1, keepdim=True), mi_ema.amax(dim=-1, keepdim=True)
-    spread = high - low
-    told_apart = spread > MI_RESOLUTION
-    normalised = torch.where(told_apart, (mi_ema - low) / torch.where(told_apart, spread, 1.0), 0.5)
-    return (normalised / tau).softmax(dim=-1)
-
-
-def group_factors(weights: torch.Tensor, prior_weights: Sequence[float]) -> torch.Tensor:
-    """Factor of a token whose strongest group is g, from `weights` [L, R, G] and the prior's weight of each request.
-
-    (1 - lambda) + lambda * G * weight: 1 on average over the groups.
-    """
-    lam = per_request(prior_weights, weights.device)
-    return (1.0 - lam) + lam * weights.shape[-1] * weights
-
-
 def _running_mi(
     batch: ScoringBatch, states: Sequence[TrajectoryState], measured: Sequence[bool]
 ) -> list[torch.Tensor | None]:
@@ -70,6 +49,5 @@ def _running_mi(
     )
     stored = stack_states([state.mi_ema for state in states], batch.empty_per_group)
     decays = [0.0 if state.mi_ema is None else batch.params.prior_ema for state in states]
-    decay = per_request(decays, mi.device)
-    running = decay * stored + (1.0 - decay) * mi
-    return [running[:, r].clone() if used else states[r].mi_ema for r, used in enumerate(measured)]
+    running = torch.lerp(mi, stored, per_request(decays, mi.device))
+    return [own_part(running, r) if used else states[r].mi_ema for r, used in enumerate(measured)]

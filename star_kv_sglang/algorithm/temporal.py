@@ -6,11 +6,13 @@ STaR-KV (arXiv 2606.01790), section on temporal discounting.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.algorithm.batch import ScoringBatch, stack_states
+from star_kv_sglang.algorithm.batch import ScoringBatch, joined, own_part, stack_states
+from star_kv_sglang.algorithm.to_device import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,24 +31,23 @@ def advance_patterns(
     if not any(sizes):
         return list(states)
     previous, known = _previous_patterns(batch, states, sizes)
-    bounds = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    bounds = list(accumulate(sizes, initial=0))
     running = torch.empty_like(previous)
     stability = batch.ops.frame_stability(
         batch.group_scores,
         batch.spans_of([size > 0 for size in sizes]),
         previous,
-        torch.tensor(known).to(previous.device, non_blocking=True),
-        torch.tensor(bounds, dtype=torch.int32).to(previous.device, non_blocking=True),
+        to_device(known, previous.device, torch.bool),
+        to_device(bounds, previous.device),
         rho=batch.params.discount_rho,
         max_span=batch.max_span,
         out_pattern=running,
     )
     # Copies, so that a branch's state does not keep the whole batch's tensors alive.
+    patterns = [running] if len(sizes) == 1 else [part.clone() for part in running.split(sizes, dim=2)]
     return [
-        replace(state, pattern_ema=running[:, :, start : start + size].clone(), stability=stability[:, r].clone())
-        if size
-        else state
-        for r, (state, start, size) in enumerate(zip(states, bounds, sizes, strict=False))
+        replace(state, pattern_ema=patterns[r], stability=own_part(stability, r)) if size else state
+        for r, (state, size) in enumerate(zip(states, sizes, strict=True))
     ]
 
 
@@ -60,7 +61,7 @@ def decay_rates(batch: ScoringBatch, states: Sequence[TrajectoryState]) -> torch
         return rate
     if not any(discounted):
         return torch.zeros_like(rate)
-    return torch.where(torch.tensor(discounted).to(rate.device, non_blocking=True)[:, None], rate, 0.0)
+    return torch.where(to_device(discounted, rate.device, torch.bool)[:, None], rate, 0.0)
 
 
 def _previous_patterns(
@@ -78,4 +79,4 @@ def _previous_patterns(
             parts.append(stored.to(dtype))
         else:
             parts.append(torch.zeros(num_layers, num_groups, size, dtype=dtype, device=batch.group_scores.device))
-    return torch.cat(parts, dim=2), known
+    return joined(parts), known

@@ -41,7 +41,8 @@ class Policy(KVPolicy[Params]):
         again = torch.zeros_like(scores) if seen.wants_storing else None
         for request, index in seen.scored_frames():
             span = seen.frame(request, index)
-            screenshot, scores[:, span] = distinctness(seen, request, index, self.params)
+            ranked = distinctness(seen, request, index, self.params)
+            scores[:, span] = ranked.ranks
             if again is not None and (request, index) not in seen.skip_storing:
-                again[:, span] = screenshot.place_scores(places(scores[:, span]))
+                again[:, span] = ranked.place_scores(places(ranked.ranks))
         return PolicyScores(scores, scores.mean(dim=0), seen.states, again)

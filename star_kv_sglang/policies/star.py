@@ -99,9 +99,9 @@ class Policy(KVPolicy[Params]):
     def _merged(self, window: torch.Tensor | None, look: Look, share: float) -> torch.Tensor:
         """What the tokens of a screenshot are kept by, [L, V]."""
         if window is not None:
-            return merged_ranks(window, look.ranks, share)
+            return merged_ranks(window, look.ranked.ranks, share)
         # A peak that comes before all others has a rank of its own, above 1.
-        return ranks(look.ranks) if self.params.peaks and self.params.beside_peak == 0 else look.ranks
+        return ranks(look.ranked.ranks) if self.params.peaks and self.params.beside_peak == 0 else look.ranked.ranks
 
     @staticmethod
     def _state(seen: Observation, request: int, asked: ScoredBatch | None, looks: TrajectoryState) -> TrajectoryState:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from star_kv_sglang.policies.base.grid import (
-    at_places,
     is_beside_peak,
     is_peak,
     merged_ranks,
@@ -63,14 +62,6 @@ def test_an_empty_place_is_no_peak() -> None:
     """Tokens stand at two far corners; what lies between is gone."""
     scores = torch.tensor([[-2.0, 5.0, 4.0]])
     assert is_beside_peak(scores, torch.tensor([[0, 23, 24]]), rows=5, cols=5).tolist() == [[0, 0, 1]]
-
-
-def test_places_are_looked_up_layer_by_layer_and_where_nothing_lives_is_nothing() -> None:
-    scores = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    # int16, as the engine's side pool has them
-    held = torch.tensor([[5, 0], [2, 3]], dtype=torch.int16)
-    wanted = torch.tensor([[0, 1, 5], [3, 3, 4]], dtype=torch.int16)
-    assert at_places(scores, held, wanted, rows=2, cols=3).tolist() == [[2, -torch.inf, 1], [4, 4, -torch.inf]]
 
 
 FIRST = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0]])

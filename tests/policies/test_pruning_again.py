@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from star_kv_sglang.policies.base import distinctness
-from star_kv_sglang.policies.base.grid import is_beside_peak
 from star_kv_sglang.policies.base.interface import Observation, PolicyScores, Split
+from star_kv_sglang.triton_ops.reference_ops import ReferenceOps
 from tests.policies.by_hand import Axes, entropy_temperature
 from tests.policies.prefill import NUM_LAYERS, Prefill, make_policy, watched
 
@@ -108,13 +107,13 @@ def test_what_is_stored_is_not_computed_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["star", "distinct"])
 def test_what_lies_beside_a_peak_is_found_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_at = []
+    looked_at, find = [], ReferenceOps.peak_ranks
 
-    def find(scores: torch.Tensor, *place: Any) -> torch.Tensor:
-        looked_at.append(scores.data_ptr())
-        return is_beside_peak(scores, *place)
+    def watched_ranks(distances: torch.Tensor, *given: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        looked_at.append(distances.data_ptr())
+        return find(distances, *given, **more)
 
-    monkeypatch.setattr(distinctness, "is_beside_peak", find)
+    monkeypatch.setattr(ReferenceOps, "peak_ranks", staticmethod(watched_ranks))
     seen, _, _ = stored_scores(name, spiky(6))
     assert len(looked_at) == len(set(looked_at)) == sum(len(layout.frames) for layout in seen.layouts)
 

@@ -1,10 +1,10 @@
 # mypy: allow-untyped-defs, allow-untyped-decorators
-"""The exact lower median of a frame's norms, bit by bit from the highest: floats that are not below 0 are in the order
-of their bits.
-"""
+"""Ratios of a frame's norms to their exact median."""
 
 import triton
 import triton.language as tl
+
+from star_kv_sglang.triton_ops.lower_median import lower_median
 
 
 @triton.jit
@@ -15,24 +15,11 @@ def norm_excess_kernel(
     BLOCK_R: tl.constexpr,
     ONE_TILE: tl.constexpr,
 ):
-    """One frame per program; where a tile holds the largest, each norm is read once."""
+    """One frame per program."""
     frame = tl.program_id(0)
     start = tl.load(indptr + frame)
     end = tl.load(indptr + frame + 1)
-    rank = (end - start - 1) // 2
-    median = tl.zeros([1], tl.int32)
-    first = start + tl.arange(0, BLOCK_R)
-    first_bits = tl.load(norms + first, mask=first < end, other=0.0).to(tl.int32, bitcast=True)
-    for step in range(31):
-        candidate = median + (tl.full([1], 1, tl.int32) << (30 - step))
-        below = tl.zeros([1], tl.int32) + tl.sum(((first < end) & (first_bits < candidate)).to(tl.int32), axis=0)
-        if not ONE_TILE:
-            for tile in range(start + BLOCK_R, end, BLOCK_R):
-                row = tile + tl.arange(0, BLOCK_R)
-                bits = tl.load(norms + row, mask=row < end, other=0.0).to(tl.int32, bitcast=True)
-                below += tl.sum(((row < end) & (bits < candidate)).to(tl.int32), axis=0)
-        median = tl.where(below <= rank, candidate, median)
-    usual = median.to(tl.float32, bitcast=True)
+    usual = lower_median(norms, start, end, BLOCK_R, ONE_TILE)
     for tile in range(start, end, BLOCK_R):
         row = tile + tl.arange(0, BLOCK_R)
         norm = tl.load(norms + row, mask=row < end, other=0.0)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from star_kv_sglang.algorithm.looks import Looks, TokenWeights, entropy_temperature, weigh_looks, with_temperature
+from star_kv_sglang.algorithm.batch import joined
+from star_kv_sglang.algorithm.looks import Looks, entropy_temperature, weigh_looks, with_temperature
 from star_kv_sglang.algorithm.params import ScorerParams
 from star_kv_sglang.algorithm.state import TrajectoryState
 from star_kv_sglang.algorithm.to_device import to_device
-from star_kv_sglang.policies.base.distinctness import Screenshot, is_kept_before
+from star_kv_sglang.policies.base.distinctness import Ranked, Screenshot, is_kept_before
 from star_kv_sglang.policies.base.grid import places_of_ranks
 from star_kv_sglang.policies.base.interface import Observation
 from star_kv_sglang.policies.base.params import DistinctnessParams
@@ -25,31 +26,27 @@ class Look:
     """One screenshot, V live tokens, as the axes leave it.
 
     Attributes:
-        screenshot: What is seen of it.
-        ranks: float32 [L, V], `Screenshot.ranks` of distances that the axes have weighed.
+        ranked: By distances that the axes have weighed.
         fading: float32 [L, V], what later screenshots leave of its tokens; None where that axis is off.
         state: What the request inherits of this saliency.
         scorer: Which axes are on, and how strong.
     """
 
-    screenshot: Screenshot
-    ranks: torch.Tensor
+    ranked: Ranked
     fading: torch.Tensor | None
     state: TrajectoryState
     scorer: ScorerParams
 
-    def place_scores(self, ranked: torch.Tensor, *, fades: bool) -> torch.Tensor:
+    def place_scores(self, ranks: torch.Tensor, *, fades: bool) -> torch.Tensor:
         """Scores that compare over screenshots, float32 [L, V]: those of the screenshot's places, to 1 / temperature.
 
         Args:
-            ranked: float32 [L, V], the ranks that its tokens are kept by.
+            ranks: float32 [L, V], the ranks that its tokens are kept by.
             fades: Screenshots of one prompt compete, so that later ones leave less of it.
         """
-        scores = self.screenshot.place_scores(places_of_ranks(ranked))
-        if fades and self.fading is not None:
-            scores = scores * self.fading
-        temperature = entropy_temperature(self.screenshot.distances, self.state, self.scorer)
-        return scores if temperature is None else scores ** (1.0 / temperature)
+        return self.ranked.place_scores(
+            places_of_ranks(ranks), self.scorer, self.state.temperature_ema, self.fading if fades else None
+        )
 
 
 class Looker:
@@ -88,21 +85,14 @@ class Looker:
     def look(self, request: int, index: int) -> Look:
         """Rank the tokens of a screenshot that has live ones."""
         screenshot = Screenshot.of(self._seen, request, index)
-        weights = self._weights(request, index)
-        factor = None if weights is None else weights.prior
-        if weights is not None and self._scorer.temporal and self._params.kept_before < 1:
-            copies = is_kept_before(self._seen, request, index)
-            if copies is not None:
-                factor = weights.prior * (1.0 - (1.0 - self._params.kept_before) * copies * weights.stability)
-        fading = weights.fading if weights is not None and self._scorer.temporal else None
-        ranked = screenshot.ranks(self._params, factor)
-        return Look(screenshot, ranked, fading, self._inherited[request], self._scorer)
-
-    def _weights(self, request: int, index: int) -> TokenWeights | None:
-        if self._looks is None:
-            return None
-        age = len(self._seen.layouts[request].frames) - 1 - index
-        return self._looks.of(request, self._seen.frame(request, index), age)
+        factor = fading = None
+        if self._looks is not None:
+            span, age = self._seen.frame(request, index), len(self._seen.layouts[request].frames) - 1 - index
+            looks_back = self._scorer.temporal and self._params.kept_before < 1
+            copies = is_kept_before(self._seen, request, index) if looks_back else None
+            factor = self._looks.factors_of(request, span, copies, kept_before=self._params.kept_before)
+            fading = self._looks.fading(request, span, age) if self._scorer.temporal else None
+        return Look(screenshot.ranked(self._params, factor), fading, self._inherited[request], self._scorer)
 
     def _remember(self, request: int, state: TrajectoryState) -> TrajectoryState:
         """With the temperature of the newest screenshot, where it is new; nobody asks for it without smoothing."""
@@ -137,12 +127,10 @@ def group_saliency(seen: Observation, *, subspaces: bool) -> torch.Tensor:
         for span, distance in zip(spans, distances, strict=True):
             saliency[:, :, span] = distance[:, None]
         return saliency
-    mean = own.mean(dim=1, keepdim=True)
-    own.div_(torch.where(mean > 0, mean, 1.0)).masked_fill_(mean <= 0, 1.0)
     first = 0
     for span, distance in zip(spans, distances, strict=True):
         last = first + span.stop - span.start
-        torch.mul(distance[:, None], own[:, :, first:last], out=saliency[:, :, span])
+        seen.ops.deal_distances(distance, own[:, :, first:last], saliency[:, :, span])
         first = last
     return saliency
 
@@ -154,9 +142,9 @@ def _value_distances(seen: Observation, spans: Sequence[slice]) -> torch.Tensor:
         bounds.append(bounds[-1] + span.stop - span.start)
     own = seen.ops.group_distances(
         seen.values,
-        torch.cat([seen.slots[span] for span in spans]),
+        joined([seen.slots[span] for span in spans]),
         to_device(bounds, seen.slots.device),
-        torch.cat([_counts(seen, span) for span in spans], dim=1),
+        joined([_counts(seen, span) for span in spans]),
         max_rows=max(span.stop - span.start for span in spans),
     )
     return seen.all_groups(own)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
-from star_kv_sglang.policies.base.grid import at_places, is_beside_peak, is_peak, ranks
+from star_kv_sglang.policies.base.grid import is_peak
 from star_kv_sglang.policies.base.interface import Observation
 from star_kv_sglang.policies.base.params import DistinctnessParams
 
+if TYPE_CHECKING:
+    from star_kv_sglang.algorithm.params import ScorerParams
+    from star_kv_sglang.triton_ops.dispatch import Ops
+
 PROMINENT = 2.0
+"""Distance of a token that shows a thing of its own, at least, over the usual one."""
 SAME = 0.1
 """Largest difference between the distances of two tokens that count as showing the same thing, over the distance."""
 
@@ -25,26 +30,23 @@ class Screenshot:
         offsets: integer [L, V], raster index of each token.
         rows: Of the screenshot's grid.
         cols: Likewise.
+        ops: Kernels or references.
     """
 
     distances: torch.Tensor
     offsets: torch.Tensor
     rows: int
     cols: int
+    ops: Ops
 
     @classmethod
     def of(cls, seen: Observation, request: int, index: int) -> Screenshot:
         """Look at a screenshot that has live tokens; the policy asks for `Norms.CENTRED`."""
         span, frame = seen.frame(request, index), seen.layouts[request].frames[index]
-        return cls(seen.frame_norms[:, span], seen.frame_offsets[:, span], frame.rows, frame.cols)
+        return cls(seen.frame_norms[:, span], seen.frame_offsets[:, span], frame.rows, frame.cols, seen.ops)
 
-    @cached_property
-    def beside_peak(self) -> torch.Tensor:
-        """Which tokens lie beside a local maximum, float32 [L, V], 0 or 1; found once, whoever asks."""
-        return is_beside_peak(self.distances, self.offsets, self.rows, self.cols)
-
-    def ranks(self, params: DistinctnessParams, factor: torch.Tensor | None) -> torch.Tensor:
-        """Rank of each token by its distance.
+    def ranked(self, params: DistinctnessParams, factor: torch.Tensor | None) -> Ranked:
+        """Rank its tokens by their distances.
 
         A peak has no higher neighbour on the screen. Tokens beside one mostly show the same thing again, so that their
         distance counts for less.
@@ -52,63 +54,85 @@ class Screenshot:
         Args:
             params: How much less.
             factor: float32 [L, V], what else a distance is multiplied by; None for nothing.
-
-        Returns:
-            float32 [L, V], 0 to 1 by rank; 1 more for a peak where ``beside_peak`` is 0.
         """
-        counted = self.distances if factor is None else self.distances * factor
-        if not params.peaks:
-            return ranks(counted)
         # Where the peaks are is what the screenshot shows, whatever it is multiplied by.
-        if params.beside_peak == 0:
-            return ranks(counted) + is_peak(self.distances, self.offsets, self.rows, self.cols)
-        return ranks(torch.addcmul(counted, counted, self.beside_peak, value=params.beside_peak - 1))
+        peaks_first = params.peaks and params.beside_peak == 0
+        ranks, beside = self.ops.peak_ranks(
+            self.distances,
+            self.offsets,
+            factor,
+            rows=self.rows,
+            cols=self.cols,
+            beside_peak=params.beside_peak if params.peaks and not peaks_first else 1.0,
+        )
+        if peaks_first:
+            ranks = ranks + is_peak(self.distances, self.offsets, self.rows, self.cols)
+        return Ranked(self, ranks, beside)
 
-    def num_prominent(self) -> torch.Tensor:
-        """About how many things the screenshot shows: tokens that lie more than twice as far from the mean as the usual
-        one. Those beside a peak are left out, because they mostly show the same thing again.
 
-        Returns:
-            float32 [L, 1], at least 1.
-        """
-        usual = self.distances.median(dim=1, keepdim=True).values
-        prominent = (self.distances > PROMINENT * usual) & (self.beside_peak == 0)
-        return prominent.sum(dim=1, keepdim=True).clamp(min=1).float()
+@dataclass(frozen=True)
+class Ranked:
+    """A screenshot whose tokens are ranked by how far they stand out.
 
-    def place_scores(self, places: torch.Tensor) -> torch.Tensor:
+    Attributes:
+        screenshot: It.
+        ranks: float32 [L, V], 0 to 1 by rank; 1 more for a peak where ``beside_peak`` is 0.
+        beside_peak: float32 [L, V], 1 for tokens beside a local maximum, 0 for others.
+    """
+
+    screenshot: Screenshot
+    ranks: torch.Tensor
+    beside_peak: torch.Tensor
+
+    def place_scores(
+        self,
+        places: torch.Tensor,
+        params: ScorerParams | None = None,
+        before: torch.Tensor | None = None,
+        fading: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Scores that compare over screenshots, by each token's place in the order of its own.
 
         Ranks say nothing of what one screenshot has that another has not, and distances say too much: one style of
         widgets would starve another. A token's place, counted in how many things the screenshot shows, gives one that
-        shows twice as much twice as many tokens.
+        shows twice as much twice as many tokens. What it shows are about as many things as tokens lie more than twice
+        as far from the mean as the usual one; those beside a peak mostly show the same thing again.
 
         Args:
             places: float32 [L, V], 0 for the best.
+            params: Of the entropy temperature; None: without it.
+            before: float32 [L], the last temperature; None where there is none.
+            fading: float32 [L, V], what later screenshots leave of its tokens; None for all.
 
         Returns:
-            float32 [L, V]: n / (n + place) with n of `num_prominent`, 1/2 for the token behind the n best.
+            float32 [L, V]: n / (n + place) with n of the things that it shows, 1/2 for the token behind the n best;
+            times ``fading``, and that to 1 over the temperature.
         """
-        shown = self.num_prominent()
-        return shown / (shown + places)
+        has_temperature = params is not None and params.temperature
+        return self.screenshot.ops.place_scores(
+            places,
+            self.screenshot.distances,
+            self.beside_peak,
+            fading,
+            before if has_temperature else None,
+            prominent=PROMINENT,
+            temperature_range=(params.temperature_min, params.temperature_max) if params and has_temperature else None,
+            temperature_smoothing=params.temperature_smoothing if params else 0.0,
+        )
 
 
-def distinctness(
-    seen: Observation, request: int, index: int, params: DistinctnessParams
-) -> tuple[Screenshot, torch.Tensor]:
-    """A screenshot that has live tokens, and the rank of each of them by how much it stands out.
+def distinctness(seen: Observation, request: int, index: int, params: DistinctnessParams) -> Ranked:
+    """A screenshot that has live tokens, ranked by how much each of them stands out.
 
     Args:
         seen: Of a policy with `Norms.CENTRED`.
         request: Index of the request.
         index: Of its screenshot.
         params: What counts how much.
-
-    Returns:
-        The screenshot, and its `Screenshot.ranks`.
     """
-    screenshot = Screenshot.of(seen, request, index)
     copies = is_kept_before(seen, request, index) if params.kept_before < 1 else None
-    return screenshot, screenshot.ranks(params, None if copies is None else 1.0 - (1.0 - params.kept_before) * copies)
+    factor = None if copies is None else 1.0 - (1.0 - params.kept_before) * copies
+    return Screenshot.of(seen, request, index).ranked(params, factor)
 
 
 def is_kept_before(seen: Observation, request: int, index: int) -> torch.Tensor | None:
@@ -134,12 +158,11 @@ def is_kept_before(seen: Observation, request: int, index: int) -> torch.Tensor 
     if not same_grid or not 0 < before.num_live < before.rows * before.cols:
         return None
     earlier, span = seen.frame(request, index - 1), seen.frame(request, index)
-    distances = seen.frame_norms[:, span]
-    copies = at_places(
+    return seen.ops.kept_copies(
+        seen.frame_norms[:, span],
+        seen.frame_offsets[:, span],
         seen.frame_norms[:, earlier],
         seen.frame_offsets[:, earlier],
-        seen.frame_offsets[:, span],
-        frame.rows,
-        frame.cols,
+        num_places=frame.rows * frame.cols,
+        tolerance=SAME,
     )
-    return ((copies - distances).abs() <= SAME * distances).to(distances.dtype)

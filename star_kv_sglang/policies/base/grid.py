@@ -81,22 +81,6 @@ def is_beside_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols:
     return (_highest_near(peaks) - peaks).flatten(1).gather(1, offsets)
 
 
-def at_places(scores: torch.Tensor, offsets: torch.Tensor, wanted: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Scores of the live tokens that lie at given places.
-
-    Args:
-        scores: float32 [U, V], of a screenshot's live tokens.
-        offsets: integer [U, V], their places, as in `is_peak`.
-        wanted: integer [U, W], where to look.
-        rows: Of the screenshot's grid.
-        cols: Likewise.
-
-    Returns:
-        float32 [U, W]; minus infinity where no token lives.
-    """
-    return _board(scores, offsets.long(), rows, cols).flatten(1).gather(1, wanted.long())
-
-
 def _board(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     """Scores at their places, float32 [U, 1, rows, cols]; minus infinity where no token lives. Offsets are int64."""
     board = torch.full((scores.shape[0], rows * cols), -torch.inf, device=scores.device)
