@@ -161,8 +161,15 @@ def _rank(
     )
     apart = None
     if scored.apart is not None:
-        apart, added = tokens_apart(scored.apart, segments, known, page_size)
-        quotas = torch.minimum(quotas + added, segments[:, 1] - segments[:, 0])
+        quotas, apart = ops.apart_quotas(
+            quotas,
+            scored.apart,
+            segments,
+            to_device([-1 if count is None else count for count in known], device),
+            most=MOST_SINKS,
+            page_size=page_size,
+            max_segment=longest,
+        )
     best = torch.full(scored.calibrated.shape, -1, dtype=torch.int32, device=device)
     ops.select_topn(scored.calibrated, segments, quotas, max_segment=longest, out=best)
     return Ranking(best, spans, quotas, HostCopy.start(quotas), None if apart is None else HostCopy.start(apart))
@@ -188,24 +195,3 @@ def segment_floors(segments: Sequence[Segment], quota: int, frame_floor: float, 
     floors = [min(count * page_size, s.num_live) for count, s in zip(pages, segments, strict=True)]
     floors = floors if sum(floors) <= quota else [0] * len(floors)
     return [min(n + s.num_apart, s.num_live) for n, s in zip(floors, segments, strict=True)]
-
-
-def tokens_apart(
-    apart: torch.Tensor, segments: torch.Tensor, known: Sequence[int | None], page_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many tokens of each segment stay beside the budget, and how many of them no quota has yet.
-
-    Args:
-        apart: bool [N], which ones.
-        segments: int32 [num_segments, 2], packed ranges.
-        known: What is known of a segment, and in its quota; None where nothing is.
-        page_size: What stays is whole pages.
-
-    Returns:
-        int32 [num_segments] each.
-    """
-    told = to_device([-1 if count is None else count for count in known], apart.device)
-    before = torch.cat([apart.new_zeros(1, dtype=torch.int32), apart.cumsum(0, dtype=torch.int32)])
-    found = (before[segments[:, 1].long()] - before[segments[:, 0].long()]).clamp(max=MOST_SINKS)
-    found = (found + page_size - 1) // page_size * page_size
-    return torch.where(told < 0, found, told), torch.where(told < 0, found, 0)

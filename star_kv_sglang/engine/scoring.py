@@ -175,8 +175,11 @@ class Scoring:
             unread = request.uncut_frames & stored if wants_storing else request.uncut_frames
             skip_storing |= {(index, frame) for frame in stored}
             skip_scoring |= {(index, frame) for frame in (unread if self._split is Split.BY_SIZE else ())}
-        norms = pools.side.frame_norms[:, slots].float()
-        sinks = None if self._policy.sink_ratio is None else norms.isinf()
+        norm_pool, offset_pool, sinks = pools.side.frame_norms, pools.side.frame_offsets, None
+        if self._policy.sink_ratio is None:
+            norms, offsets = norm_pool[:, slots].float(), offset_pool[:, slots]
+        else:
+            norms, sinks, offsets = self._parts.ops.gather_frames(norm_pool, offset_pool, slots)
         return Observation(
             layouts=[request.layout for request in plan.scored],
             states=[request.state for request in plan.scored],
@@ -185,8 +188,8 @@ class Scoring:
             slots=slots,
             keys=pools.keys,
             values=pools.values,
-            frame_offsets=pools.side.frame_offsets[:, slots],
-            frame_norms=norms if sinks is None else norms.masked_fill(sinks, 0.0),
+            frame_offsets=offsets,
+            frame_norms=norms,
             sinks=sinks,
             attention=attention,
             all_groups=ranks.all_groups,
@@ -204,11 +207,5 @@ class Scoring:
         side = self._parts.pools.side
         if side.scores is None or side.segment_ids is None:
             return
-        scores = scored.calibrated
-        if scored.for_pruning_again is not None:
-            scores = torch.where(scored.for_pruning_again.isnan(), scores, scored.for_pruning_again)
-        slots = seen.slots
-        scores = scores.clamp(max=torch.finfo(torch.float16).max).to(torch.float16)
-        if self._policy.scores_once:
-            scores = torch.where(side.segment_ids[slots] == 0, scores, side.scores[:, slots])
-        side.scores[:, slots] = scores
+        ids = side.segment_ids if self._policy.scores_once else None
+        self._parts.ops.keep_scores(scored.calibrated, scored.for_pruning_again, seen.slots, ids, side.scores)

@@ -6,10 +6,8 @@ are is told by the layer's input before its norm, which hides how large it was.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -88,12 +86,11 @@ class SinkWatch:
             frame_norms: [L, num_slots], written to.
         """
         excess, self._excess = self._excess, None
-        if excess is None:
+        if excess is None or self._indptr is None or not self._sizes:
             return
-        for first, last in pairwise(accumulate(self._sizes, initial=0)):
-            largest, rows = excess[first:last].topk(min(MOST_SINKS, last - first))
-            found = slots[first:last][rows]
-            frame_norms[:, found] = torch.where(largest > self.ratio, math.inf, frame_norms[:, found])
+        self._ops.mark_sinks(
+            excess, self._indptr, slots, frame_norms, ratio=self.ratio, most=MOST_SINKS, max_rows=max(self._sizes)
+        )
 
 
 def set_apart(scored: PolicyScores, seen: Observation, *, keeps: bool) -> PolicyScores:

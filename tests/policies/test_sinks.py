@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from star_kv_sglang.engine.choice import tokens_apart
 from star_kv_sglang.engine.plan import equal_shares
 from star_kv_sglang.engine.sinks import MOST_SINKS
 from tests.policies.by_hand import chosen_by_hand
@@ -134,17 +133,3 @@ def test_a_segment_that_holds_sinks_is_not_cut_for_them_again() -> None:
     pruned = segment.with_apart(2).pruned_to(11)
     assert equal_shares([pruned], 9, 1) == [11]
     assert equal_shares([pruned.with_apart(0)], 9, 1) == [9]
-
-
-@pytest.mark.parametrize(
-    ("page_size", "found", "added"), [(1, [2, 4, 3, 0], [2, 4, 0, 0]), (4, [4, 4, 3, 0], [4, 4, 0, 0])]
-)
-def test_a_quota_grows_by_the_sinks_that_nobody_has_counted_yet_in_whole_pages(
-    page_size: int, found: list[int], added: list[int]
-) -> None:
-    """Two of ten; six of ten, of which four count; some that are known; some before the window, where none stay."""
-    apart = torch.zeros(40, dtype=torch.bool)
-    apart[[3, 7, 10, 11, 13, 15, 16, 18, 21, 22, 31]] = True
-    segments = torch.tensor([[0, 10], [10, 20], [20, 30], [30, 40]], dtype=torch.int32)
-    told, new = tokens_apart(apart, segments, [None, None, 3, 0], page_size)
-    assert (told.tolist(), new.tolist()) == (found, added)
