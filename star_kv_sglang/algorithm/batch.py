@@ -146,9 +146,11 @@ def _current_grid(layout: PromptLayout, kind: str) -> tuple[int, int]:
 
 
 def _tables(tables: Sequence[Iterable[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Tables of numbers as int32 on the device, in one copy."""
+    """Tables of numbers as int32 on the device, in one copy; each begins at 16 bytes, as one of its own would."""
     lists = [list(table) for table in tables]
-    return torch.split(to_device(list(chain(*lists)), device), [len(one) for one in lists])
+    padded = [one + [0] * (-len(one) % 4) for one in lists]
+    parts = torch.split(to_device(list(chain(*padded)), device), [len(one) for one in padded])
+    return tuple(part[: len(one)] for part, one in zip(parts, lists, strict=True))
 
 
 def _check(

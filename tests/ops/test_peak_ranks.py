@@ -75,6 +75,41 @@ def test_who_stands_beside_a_peak_counts_less(device: torch.device) -> None:
         assert beside.tolist() == [[0, 1, 0, 0]]
 
 
+def test_beside_a_peak_is_not_just_beside_something_higher(device: torch.device) -> None:
+    distances = torch.tensor([[9.0, 8.0, 2.0, 1.0, 3.0]], device=device)
+    for ops in (op, reference):
+        _, beside = ops.peak_ranks(
+            distances, torch.arange(5, device=device)[None], None, rows=1, cols=5, beside_peak=1.0
+        )
+        assert beside.tolist() == [[0, 1, 0, 1, 0]]
+
+
+def test_an_empty_place_is_no_peak(device: torch.device) -> None:
+    """Tokens stand at two far corners; what lies between is gone."""
+    distances, offsets = torch.tensor([[2.0, 5.0, 4.0]], device=device), torch.tensor([[0, 23, 24]], device=device)
+    for ops in (op, reference):
+        _, beside = ops.peak_ranks(distances, offsets, None, rows=5, cols=5, beside_peak=1.0)
+        assert beside.tolist() == [[0, 0, 1]]
+
+
+def test_the_highest_rank_is_exactly_one(device: torch.device) -> None:
+    for live in (7, 11, 53, 1197):
+        distances = torch.rand(1, live, generator=generator(live)).to(device)
+        offsets = torch.arange(live, device=device)[None]
+        ranks, _ = op.peak_ranks(distances, offsets, None, rows=1, cols=live, beside_peak=0.9)
+        want, _ = reference.peak_ranks(distances, offsets, None, rows=1, cols=live, beside_peak=0.9)
+        assert torch.equal(ranks, want)
+        assert float(ranks.max()) == 1.0
+
+
+def test_a_place_outside_of_the_grid_touches_nobody(device: torch.device) -> None:
+    distances = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]], device=device)
+    offsets = torch.tensor([[0, 1, 3], [0, 1, -1]], device=device)
+    ranks, beside = op.peak_ranks(distances, offsets, None, rows=1, cols=3, beside_peak=0.5)
+    assert beside.tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert (ranks * 2).round().tolist() == [[2, 0, 1], [2, 0, 1]]
+
+
 def test_an_empty_screenshot_is_no_launch(device: torch.device, count_launches: Count) -> None:
     launches = count_launches(op)
     nothing = torch.zeros(2, 0, device=device)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from star_kv_sglang.policies.base.grid import (
-    is_beside_peak,
     is_peak,
     merged_ranks,
     places,
@@ -51,17 +50,6 @@ def test_a_pruned_neighbour_does_not_count_and_layers_hold_other_tokens() -> Non
     scores = torch.tensor([[1.0, 2.0, 0.5], [1.0, 0.3, 0.5]])
     places = torch.tensor([[0, 1, 7], [0, 6, 7]])
     assert is_peak(scores, places, rows=3, cols=3).tolist() == [[False, True, True], [True, False, True]]
-
-
-def test_beside_a_peak_is_not_just_beside_something_higher() -> None:
-    scores = torch.tensor([[9.0, 8.0, 2.0, 1.0, 3.0]])
-    assert is_beside_peak(scores, torch.arange(5)[None], rows=1, cols=5).tolist() == [[0, 1, 0, 1, 0]]
-
-
-def test_an_empty_place_is_no_peak() -> None:
-    """Tokens stand at two far corners; what lies between is gone."""
-    scores = torch.tensor([[-2.0, 5.0, 4.0]])
-    assert is_beside_peak(scores, torch.tensor([[0, 23, 24]]), rows=5, cols=5).tolist() == [[0, 0, 1]]
 
 
 FIRST = torch.tensor([[9.0, 8.0, 7.0, 6.0, 5.0, 4.0]])

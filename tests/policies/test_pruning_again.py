@@ -106,7 +106,7 @@ def test_what_is_stored_is_not_computed_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["star", "distinct"])
-def test_what_lies_beside_a_peak_is_found_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_screenshot_is_ranked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at, find = [], ReferenceOps.peak_ranks
 
     def watched_ranks(distances: torch.Tensor, *given: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,17 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "stride",
+        "own_layer_stride",
+        "own_group_stride",
+        "out_layer_stride",
+        "out_group_stride",
+        "num_tokens",
+    ],
+    do_not_specialize_on_alignment=["distances", "own", "out"],
+)
 def deal_distances_kernel(
     distances,  # [L, V] float32
     own,  # [L, G, V] float32

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def gather_frames_kernel(
     norms,  # [L, num_slots] float
     offsets,  # [U, num_slots] integer

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def keep_scores_kernel(
     scores,  # [U, N] float32
     again,  # [U, N] float32, read when HAS_AGAIN

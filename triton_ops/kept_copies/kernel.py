@@ -5,7 +5,18 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Views into batches begin anywhere, and every batch has another length: one variant serves all of them.
+@triton.jit(
+    do_not_specialize=[
+        "stride",
+        "offset_stride",
+        "earlier_stride",
+        "earlier_offset_stride",
+        "num_tokens",
+        "num_earlier",
+    ],
+    do_not_specialize_on_alignment=["distances", "offsets", "earlier_distances", "earlier_offsets"],
+)
 def kept_copies_kernel(
     distances,  # [L, V] float32
     offsets,  # [L, V] integer
@@ -34,6 +45,7 @@ def kept_copies_kernel(
         token = tile + tl.arange(0, BLOCK_T)
         lives = token < num_earlier
         place = tl.load(earlier_offsets + layer * earlier_offset_stride + token, mask=lives, other=0).to(tl.int32)
+        lives = lives & (place >= 0) & (place < num_places)
         distance = tl.load(earlier_distances + layer * earlier_stride + token, mask=lives, other=0.0)
         tl.store(cells + place, distance, mask=lives)
     tl.debug_barrier()
@@ -42,6 +54,7 @@ def kept_copies_kernel(
         lives = token < num_tokens
         place = tl.load(offsets + layer * offset_stride + token, mask=lives, other=0).to(tl.int32)
         distance = tl.load(distances + layer * stride + token, mask=lives, other=0.0)
-        earlier = tl.load(cells + place, mask=lives, other=0.0, cache_modifier=".cg")
+        is_placed = lives & (place >= 0) & (place < num_places)
+        earlier = tl.load(cells + place, mask=is_placed, other=float("-inf"), cache_modifier=".cg")
         same = tl.abs(earlier - distance) <= tolerance * distance
         tl.store(out + layer * num_tokens + token, same.to(tl.float32), mask=lives)

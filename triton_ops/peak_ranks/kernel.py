@@ -19,7 +19,11 @@ def _highest_near(board, place, inside, rows, cols, own):
     return highest
 
 
-@triton.jit
+# Views into batches begin anywhere, and every batch has another length: one variant serves all of them.
+@triton.jit(
+    do_not_specialize=["stride", "offset_stride", "num_tokens"],
+    do_not_specialize_on_alignment=["distances", "offsets", "factors"],
+)
 def counted_kernel(
     distances,  # [L, V] float32
     offsets,  # [L, V] integer
@@ -49,6 +53,7 @@ def counted_kernel(
         token = tile + tl.arange(0, BLOCK_T)
         lives = token < num_tokens
         place = tl.load(offsets + layer * offset_stride + token, mask=lives, other=0).to(tl.int32)
+        lives = lives & (place >= 0) & (place < num_places)
         tl.store(board + place, tl.load(distances + layer * stride + token, mask=lives, other=0.0), mask=lives)
     tl.debug_barrier()
     for tile in range(0, num_places, BLOCK_T):
@@ -66,8 +71,9 @@ def counted_kernel(
         if HAS_FACTORS:
             count *= tl.load(factors + layer * num_tokens + token, mask=lives, other=0.0)
         place = tl.load(offsets + layer * offset_stride + token, mask=lives, other=0).to(tl.int32)
-        own = tl.load(peaks + place, mask=lives, other=0.0, cache_modifier=".cg")
-        is_beside = _highest_near(peaks, place, lives, rows, cols, own) - own
+        is_placed = lives & (place >= 0) & (place < num_places)
+        own = tl.load(peaks + place, mask=is_placed, other=0.0, cache_modifier=".cg")
+        is_beside = _highest_near(peaks, place, is_placed, rows, cols, own) - own
         tl.store(beside + layer * num_tokens + token, is_beside, mask=lives)
         tl.store(counted + layer * num_tokens + token, count + count * is_beside * lowering, mask=lives)
 
@@ -81,7 +87,7 @@ def _in_order(row, token, num_tokens):
     return tl.where(token < num_tokens, keys, 0x7FFFFFFF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def ranks_kernel(
     counted,  # [L, V] float32
     out,  # [L, V] float32
@@ -111,5 +117,5 @@ def ranks_kernel(
     for tile in range(own_tile + BLOCK_J, num_tokens, BLOCK_J):
         keys = _in_order(row, tile + tl.arange(0, BLOCK_J), num_tokens)
         behind += (keys[None, :] <= own[:, None]).to(tl.int32)
-    rank = tl.sum(behind, axis=1).to(tl.float32) / tl.maximum(num_tokens - 1, 1)
+    rank = tl.div_rn(tl.sum(behind, axis=1).to(tl.float32), tl.maximum(num_tokens - 1, 1).to(tl.float32))
     tl.store(out + layer * num_tokens + token, rank, mask=token < num_tokens)

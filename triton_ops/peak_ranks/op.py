@@ -40,6 +40,7 @@ def peak_ranks(
     |---|---|---|---|
     | distances | [L, V] | float32 | tokens contiguous |
     | offsets | [L, V] | int16, int32, int64 | place of each on the grid, row by row; tokens contiguous |
+    | | | | a token outside of the grid has no neighbours |
     | factors | [L, V] or None | float32 | contiguous; None: 1 |
     | rows, cols | host int | | of the grid |
     | beside_peak | host float | | 1: peaks do not matter |
@@ -85,6 +86,7 @@ def peak_ranks(
         HAS_FACTORS=factors is not None,
         BLOCK_T=pow2(rows * cols, 16, MAX_TILE),
         num_warps=8,
+        enable_fp_fusion=False,
     )
     ranks_kernel[(triton.cdiv(num_tokens, RANKED_TILE), num_layers)](
         counted, out, num_tokens, BLOCK_T=RANKED_TILE, BLOCK_J=OTHERS_TILE, num_warps=8

@@ -7,7 +7,10 @@ import triton.language as tl
 from star_kv_sglang.triton_ops.lower_median import lower_median
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["places_stride", "stride", "beside_stride", "num_tokens"],
+    do_not_specialize_on_alignment=["places", "distances", "beside"],
+)
 def place_scores_kernel(
     places,  # [L, V] float32
     distances,  # [L, V] float32

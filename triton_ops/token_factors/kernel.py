@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["layer_stride", "group_stride", "num_tokens"], do_not_specialize_on_alignment=["saliency"]
+)
 def token_factors_kernel(
     saliency,  # [L, G, V] float32
     group_factors,  # [L, G] float32

@@ -68,19 +68,6 @@ def is_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -
     return scores >= _highest_near(board).flatten(1).gather(1, offsets)
 
 
-def is_beside_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Whether a token is no peak and has one among its live neighbours; arguments as in `is_peak`.
-
-    Returns:
-        float32 [U, V], 0 or 1.
-    """
-    offsets = offsets.long()
-    board = _board(scores, offsets, rows, cols)
-    # An empty place is as high as its neighbourhood only where that is empty too: no live token is beside it.
-    peaks = (board >= _highest_near(board)).to(scores.dtype)
-    return (_highest_near(peaks) - peaks).flatten(1).gather(1, offsets)
-
-
 def _board(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
     """Scores at their places, float32 [U, 1, rows, cols]; minus infinity where no token lives. Offsets are int64."""
     board = torch.full((scores.shape[0], rows * cols), -torch.inf, device=scores.device)

@@ -189,7 +189,7 @@ class Run:
             await self._note_server(server, client, phase)
         figures = _figures(turns, again, watch)
         newest = [turn for turn in turns if turn.number == load.num_played - 1]
-        if self.plan.first_turns and whole:
+        if whole and 0 < self.plan.first_turns <= load.num_played:
             early = [turn for turn in turns if turn.number < self.plan.first_turns]
             figures[f"prefilled_tokens_of_first_{self.plan.first_turns}"] = prefilled(early)
         if newest:
