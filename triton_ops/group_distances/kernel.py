@@ -9,7 +9,9 @@ import triton.language as tl
 
 
 @triton.jit
-def _vectors(addresses, layer, slots, row, used, column, inside, slot_stride, KIND: tl.constexpr):
+def _vectors(
+    addresses, layer, slots, row, used, column, inside, slot_stride, KIND: tl.constexpr, ALIGNED: tl.constexpr
+):
     """Rows of one layer's pool as float32, 0 where unused."""
     address = tl.load(addresses + layer)
     if KIND == 0:
@@ -20,6 +22,9 @@ def _vectors(addresses, layer, slots, row, used, column, inside, slot_stride, KI
         base = address.to(tl.pointer_type(tl.float8e4nv))
     else:
         base = address.to(tl.pointer_type(tl.float16))
+    if ALIGNED:
+        # Without this word a pointer out of a table is read two bytes at a time.
+        base = tl.multiple_of(base, 16)
     slot = tl.load(slots + row, mask=used, other=0).to(tl.int64)
     mask = used[:, None] & inside[None, :]
     return tl.load(base + slot[:, None] * slot_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -39,6 +44,7 @@ def block_sums_kernel(
     NUM_GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KIND: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -52,7 +58,9 @@ def block_sums_kernel(
     used = used & (tl.load(counts + layer * num_rows + row, mask=used, other=0) != 0)
     channel = tl.arange(0, BLOCK_D)
     inside = channel < HEAD_DIM
-    rows = _vectors(addresses, layer, slots, row, used, group * group_stride + channel, inside, slot_stride, KIND)
+    rows = _vectors(
+        addresses, layer, slots, row, used, group * group_stride + channel, inside, slot_stride, KIND, ALIGNED
+    )
     place = ((layer * NUM_GROUPS + group) * tl.num_programs(1) + frame) * num_blocks + block
     tl.store(sums + place * HEAD_DIM + channel, tl.sum(rows, axis=0), mask=inside)
 
@@ -72,6 +80,7 @@ def group_distances_kernel(
     NUM_GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KIND: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -86,7 +95,9 @@ def group_distances_kernel(
     live = row < end
     channel = tl.arange(0, BLOCK_D)
     inside = channel < HEAD_DIM
-    rows = _vectors(addresses, layer, slots, row, live, group * group_stride + channel, inside, slot_stride, KIND)
+    rows = _vectors(
+        addresses, layer, slots, row, live, group * group_stride + channel, inside, slot_stride, KIND, ALIGNED
+    )
     counted = 0
     for tile in range(start, end, BLOCK_N):
         other = tile + tl.arange(0, BLOCK_N)

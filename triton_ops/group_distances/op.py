@@ -78,6 +78,7 @@ def group_distances(
         "NUM_GROUPS": num_groups,
         "HEAD_DIM": head_dim,
         "KIND": KINDS[first.dtype],
+        "ALIGNED": all(pool.data_ptr() % 16 == 0 for pool in pools),
         "BLOCK_R": ROWS_PER_BLOCK,
         "BLOCK_D": pow2(head_dim, 16),
         "num_warps": 4,

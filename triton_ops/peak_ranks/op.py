@@ -17,7 +17,7 @@ from star_kv_sglang.triton_ops.launch import pow2, scratch
 from star_kv_sglang.triton_ops.peak_ranks.kernel import counted_kernel, ranks_kernel
 
 MAX_TILE = 1024
-RANKED_TILE = 64
+RANKED_TILE = 32
 OTHERS_TILE = 256
 
 
@@ -89,6 +89,6 @@ def peak_ranks(
         enable_fp_fusion=False,
     )
     ranks_kernel[(triton.cdiv(num_tokens, RANKED_TILE), num_layers)](
-        counted, out, num_tokens, BLOCK_T=RANKED_TILE, BLOCK_J=OTHERS_TILE, num_warps=8
+        counted, out, num_tokens, BLOCK_T=RANKED_TILE, BLOCK_J=OTHERS_TILE, num_warps=4
     )
     return out, beside
