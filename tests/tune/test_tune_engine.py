@@ -16,6 +16,7 @@ from rich.console import Console
 
 from star_kv_sglang import cpu_mode
 from star_kv_sglang.cli.main import main
+from star_kv_sglang.tools.bench.serve.server import GPU_ARGUMENTS
 from star_kv_sglang.tools.cli.tune import ADVICE_FILE, PAGE, run
 from star_kv_sglang.tools.eval.runner import Protocol
 from star_kv_sglang.tools.eval.samples import TaskKind
@@ -239,7 +240,7 @@ def test_a_thread_that_the_server_refuses_is_left_out_and_told(tuned: Tuned, tmp
 def test_both_small_models_are_tuned_on_a_gpu(model: Path, tmp_path: Path) -> None:
     recorded(tmp_path, 20)
     plan, replay = planned(tmp_path, model, (0.2, 0.1))
-    plan = replace(plan, control=True, arguments=())
+    plan = replace(plan, control=True, arguments=GPU_ARGUMENTS)
     advice = run(plan, replay, asked(tmp_path), 0.05, preloaded_serving, Console(quiet=True))
     assert advice.chosen is not None
     assert advice.chosen.cell.policy == "star"
