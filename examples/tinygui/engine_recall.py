@@ -47,8 +47,10 @@ def start_engine(model: Path, **policy: Any) -> Any:
     )
 
 
-def play_and_recall(engine: Any, case: RecallCase, request: Request) -> list[tuple[Question, bool]]:
-    """Play a trajectory and ask its recalls, all at the same moment; whether each answer is right."""
+def play_and_recall(
+    engine: Any, case: RecallCase, request: Request, *, one_by_one: bool = False
+) -> list[tuple[Question, bool]]:
+    """Play a trajectory and ask its recalls, at the same moment or ``one_by_one``; whether each answer is right."""
     for turn, question in enumerate(case.history):
         engine.generate(**request(turn, question.text))
     recalls = [request(len(case.history), question.text) for question in case.recalls]
@@ -57,7 +59,7 @@ def play_and_recall(engine: Any, case: RecallCase, request: Request) -> list[tup
         # One request each: of a list, SGLang loses answers that come before it has begun to wait for them.
         return await asyncio.gather(*(engine.async_generate(**one) for one in recalls))
 
-    answers = engine.loop.run_until_complete(at_once())
+    answers = [engine.generate(**one) for one in recalls] if one_by_one else engine.loop.run_until_complete(at_once())
     empty_cache(engine)
     return [
         (question, is_correct(question, answer["text"])) for question, answer in zip(case.recalls, answers, strict=True)

@@ -39,11 +39,13 @@ class Way:
         name: As the page shows it.
         drops: The client leaves out all but the newest screenshots, with their messages.
         wishes: ``custom_params`` of every request.
+        one_by_one: Questions wait for the answer before, so that nobody else uses what one of them drops.
     """
 
     name: str
     drops: bool
     wishes: Mapping[str, Any]
+    one_by_one: bool = False
 
 
 def ways(window: int) -> tuple[Way, ...]:
@@ -52,6 +54,12 @@ def ways(window: int) -> tuple[Way, ...]:
     return (
         Way(f"last {window}, computed anew", True, whole),
         Way(f"last {window}, recognised", True, {**whole, "kv_recognise_window": True}),
+        Way(
+            f"last {window}, recognised, one question at a time",
+            True,
+            {**whole, "kv_recognise_window": True},
+            one_by_one=True,
+        ),
         Way(f"window of {window - 1} by parameter", False, {**whole, "kv_image_window": window - 1}),
         Way(f"window of {window} by parameter", False, {**whole, "kv_image_window": window}),
         Way(f"whole history, budget {window / NUM_SCREENS:g}", False, {"kv_budget": window / NUM_SCREENS}),
@@ -97,7 +105,7 @@ class Player:
             sampling = {**GREEDY, "custom_params": dict(way.wishes)}
             return {"prompt": prompt, "image_data": pictures[first : turn + 1], "sampling_params": sampling}
 
-        return [right for _, right in play_and_recall(self.engine, case, request)]
+        return [right for _, right in play_and_recall(self.engine, case, request, one_by_one=way.one_by_one)]
 
 
 def play(out: Path, model: str, world: str, *, count: int, window: int, until_s: float) -> None:
@@ -128,9 +136,10 @@ def page(out: Path, window: int) -> str:
         "computed anew (questions lost and gained, paired test over trajectories). Float32 on a CPU. "
         "Written by `python -m tinygui.windows` (in `examples`) of the answers in "
         "[benchmarks/window_answers](../benchmarks/window_answers/first-panels.jsonl).",
-        "All questions of a trajectory are asked at the same moment. So a screenshot that all of them leave out can "
-        "still be used by the others and is seen once more: what is recognised answers more questions about the newest "
-        "dropped screenshot than a client that asks one question would see.",
+        "All questions of a trajectory are asked at the same moment, but for one line of each table. So a screenshot "
+        "that all of them leave out can still be used by the others and is seen once more: what is recognised answers "
+        "more questions about the newest dropped screenshot than a client that asks one question would see, and "
+        "is distracted by it as by a longer window.",
     ]
     for model in MODELS:
         for world in WORLDS:

@@ -30,9 +30,10 @@ def test_a_client_drops_the_messages_of_old_screenshots_and_keeps_its_own_answer
 
 
 def test_every_way_asks_the_same_with_its_own_wishes() -> None:
-    assert [way.drops for way in ways(WINDOW)] == [True, True, False, False, False, False]
-    assert [way.wishes.get("kv_image_window") for way in ways(WINDOW)] == [None, None, 2, 3, None, None]
-    assert [way.wishes["kv_budget"] for way in ways(WINDOW)] == [1.0, 1.0, 1.0, 1.0, 0.5, 1.0]
+    assert [way.drops for way in ways(WINDOW)] == [True, True, True, False, False, False, False]
+    assert [way.wishes.get("kv_image_window") for way in ways(WINDOW)] == [None, None, None, 2, 3, None, None]
+    assert [way.wishes["kv_budget"] for way in ways(WINDOW)] == [1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 1.0]
+    assert [way.one_by_one for way in ways(WINDOW)] == [False, False, True, False, False, False, False]
 
 
 def test_the_table_compares_with_the_prompts_computed_anew(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_the_table_compares_with_the_prompts_computed_anew(tmp_path: Path) -> No
     text = page(tmp_path, WINDOW)
     assert "## First model, panels, 2 trajectories" in text
     assert "inside, 2 questions | oldest inside, 2 questions | dropped, 6 questions" in text
-    (reference, recognised) = (line for line in text.splitlines() if line.startswith("| last 3"))
+    (reference, recognised, _) = (line for line in text.splitlines() if line.startswith("| last 3"))
     assert reference == "| last 3, computed anew | 1.000 | 1.000 | 0.500 |"
     assert recognised.startswith("| last 3, recognised | 0.500 (-1 +0, p")
     assert "0.667 (-2 +3, p" in recognised
