@@ -25,12 +25,16 @@ EXCEPTIONS: dict[str, str] = {
     "triton_ops/frame_stability/kernel.py:frame_stability_kernel": _KERNEL,
     "triton_ops/fuse_scores/kernel.py:fuse_groups_kernel": _KERNEL,
     "triton_ops/fuse_scores/kernel.py:temperature_kernel": _KERNEL,
+    "triton_ops/kept_copies/kernel.py:kept_copies_kernel": _KERNEL,
+    "triton_ops/peak_ranks/kernel.py:counted_kernel": _KERNEL,
+    "triton_ops/place_scores/kernel.py:place_scores_kernel": _KERNEL,
     "triton_ops/select/kernel.py:segment_quota_kernel": _KERNEL,
     "triton_ops/spatial_boost/kernel.py:spatial_boost_kernel": _KERNEL,
     "triton_ops/spatial_mi/kernel.py:spatial_mi_kernel": _KERNEL,
     "triton_ops/window_scores/kernel.py:window_softmax_kernel": _KERNEL,
     "triton_ops/window_scores/kernel.py:window_pool_kernel": _KERNEL,
     "triton_ops/frame_stability/op.py:frame_stability": "one launch, and the checks of its arguments",
+    "triton_ops/place_scores/op.py:place_scores": "one launch, and the checks of its arguments",
     "triton_ops/fuse_scores/op.py:fuse_scores": "three launches in a row over the same buffers, and the checks of them",
 }
 """By file and name: why it is longer."""
