@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from star_kv_sglang.tools.browser import chromium
 from star_kv_sglang.tools.browser.extra import pages_folder
-from star_kv_sglang.tools.browser.miniwob import SCALE, WINDOW, MiniWobEnvironment, MiniWobSuite
+from star_kv_sglang.tools.browser.miniwob import SCALE, WINDOW, MiniWobEnvironment, MiniWobSuite, miniwob_suite
 from star_kv_sglang.tools.browser.scripted import ScriptedAgent
 from star_kv_sglang.tools.browser.site import serving_pages
 from star_kv_sglang.tools.rollout import Action, BranchResult, End, RolloutSettings
@@ -100,6 +101,22 @@ def test_a_page_that_never_loads_fails_its_branches_alone(tmp_path: Path) -> Non
         )
     assert [one.end.end for one in results] == [End.FAILED, End.FAILED, End.DONE, End.DONE]
     assert results[0].end.error == f"{silent}/miniwob/click-test-2.html has not loaded within 0.7 s"
+
+
+def test_a_machine_that_takes_its_time_before_a_page_begins_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def words_of_the_task() -> str:
+        async with miniwob_suite() as suite, suite.open("click-test") as environment:
+            clock = environment._page.clock
+            install = clock.install
+
+            async def install_slowly(**given: Any) -> None:
+                await install(**given)
+                await asyncio.sleep(1.5)
+
+            monkeypatch.setattr(clock, "install", install_slowly)
+            return await environment.reset(5)
+
+    assert "button" in asyncio.run(words_of_the_task())
 
 
 LOOPING = """<script src="../core/core.js"></script><script>

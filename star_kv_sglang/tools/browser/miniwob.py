@@ -36,6 +36,9 @@ SCALE: Final = 2.0
 
 _SHOWN: Final[FloatRect] = {"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT}
 _LOAD_MS: Final = 15_000
+_PAUSE_AT_S: Final = 3600
+"""Where the page's clock stands. It runs from 0 until it is told to stop there, and cannot be told to go back: this is
+later than any machine takes between the two words."""
 _READY_TRIES: Final = 20
 # What a page draws from before its episode is seeded: some lay out at load.
 _SEED_AT_LOAD: Final = "let s = %d; Math.random = () => (s = (s * 16807) %% 2147483647) / 2147483647;"
@@ -81,7 +84,7 @@ class MiniWobEnvironment:
         await page.add_init_script(_SEED_AT_LOAD % (seed % 2147483646 + 1))
         # Before the page loads, which takes the machine's time.
         await page.clock.install(time=0)
-        await page.clock.pause_at(1)
+        await page.clock.pause_at(_PAUSE_AT_S)
         try:
             await page.goto(self._url, timeout=self._load_ms)
         except PlaywrightTimeoutError as error:
