@@ -29,6 +29,8 @@ from tinygui.worlds import WORLDS
 NUM_SCREENS = 6
 FIRST_SEED = 8_500_000
 KINDS = ("inside", "oldest inside", "dropped")
+EACH = tuple((kind,) for kind in KINDS)
+TOGETHER = (KINDS[:2], KINDS[2:])
 
 
 @dataclass(frozen=True)
@@ -141,39 +143,45 @@ def page(out: Path, window: int) -> str:
         "more questions about the newest dropped screenshot than a client that asks one question would see, and "
         "is distracted by it as by a longer window.",
     ]
+    everything: list[Mapping[str, Any]] = []
     for model in MODELS:
         for world in WORLDS:
             file = out / f"{model}-{world}.jsonl"
             if file.exists():
                 rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
                 parts += [f"## {model.capitalize()} model, {world}, {len(rows)} trajectories", _table(rows, window)]
+                everything += rows
+    parts += [f"## All together, {len(everything)} trajectories", _table(everything, window, TOGETHER)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], window: int) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], window: int, columns: Sequence[Sequence[str]] = EACH) -> str:
+    """A line for each way, a column for each group of kinds."""
     reference, cells = ways(window)[0].name, []
-    counts = {kind: len(list(_answers(rows, reference, kind, window))) for kind in KINDS}
+    counts = [len(list(_answers(rows, reference, kinds, window))) for kinds in columns]
     for way in ways(window):
         line = [way.name]
-        for kind in KINDS:
-            other = list(_answers(rows, way.name, kind, window))
+        for kinds in columns:
+            other = list(_answers(rows, way.name, kinds, window))
             share = sum(right for right, _ in other) / max(len(other), 1)
             text = f"{share:.3f}"
             if way.name != reference and other:
-                base = [float(right) for right, _ in _answers(rows, reference, kind, window)]
+                base = [float(right) for right, _ in _answers(rows, reference, kinds, window)]
                 test = paired_test(base, [float(right) for right, _ in other], [episode for _, episode in other])
                 text += f" (-{test.num_lost} +{test.num_gained}, p {p_text(test.p_value)})"
             line.append(text)
         cells.append(line)
-    heads = ["", *(f"{kind}, {counts[kind]} questions" for kind in KINDS)]
+    heads = ["", *(f"{' or '.join(kinds)}, {count} questions" for kinds, count in zip(columns, counts, strict=True))]
     return markdown_table(heads, cells)
 
 
-def _answers(rows: Sequence[Mapping[str, Any]], name: str, kind: str, window: int) -> Iterator[tuple[bool, str]]:
-    """Answers of a way to the questions of a kind, each with its trajectory."""
+def _answers(
+    rows: Sequence[Mapping[str, Any]], name: str, kinds: Sequence[str], window: int
+) -> Iterator[tuple[bool, str]]:
+    """Answers of a way to the questions of some kinds, each with its trajectory."""
     for number, row in enumerate(rows):
         for back, right in zip(row["back"], row["right"][name], strict=True):
-            if kind_of(back, window) == kind:
+            if kind_of(back, window) in kinds:
                 yield right, str(number)
 
 

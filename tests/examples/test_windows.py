@@ -47,10 +47,13 @@ def test_the_table_compares_with_the_prompts_computed_anew(tmp_path: Path) -> No
     text = page(tmp_path, WINDOW)
     assert "## First model, panels, 2 trajectories" in text
     assert "inside, 2 questions | oldest inside, 2 questions | dropped, 6 questions" in text
-    (reference, recognised, _) = (line for line in text.splitlines() if line.startswith("| last 3"))
+    (reference, recognised, _, *together) = (line for line in text.splitlines() if line.startswith("| last 3"))
     assert reference == "| last 3, computed anew | 1.000 | 1.000 | 0.500 |"
     assert recognised.startswith("| last 3, recognised | 0.500 (-1 +0, p")
     assert "0.667 (-2 +3, p" in recognised
+    assert "inside or oldest inside, 4 questions | dropped, 6 questions" in text
+    assert together[0] == "| last 3, computed anew | 1.000 | 0.500 |"
+    assert together[1].startswith("| last 3, recognised | 0.750 (-1 +0, p")
 
 
 def test_it_goes_on_where_it_was_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

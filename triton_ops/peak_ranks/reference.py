@@ -25,12 +25,18 @@ def peak_ranks(
     return torch.empty_like(counted).scatter_(1, order, values.expand_as(counted)) / max(last, 1), beside
 
 
-def _is_beside_peak(distances: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    board = torch.full((len(distances), rows * cols), -torch.inf, device=distances.device)
-    board = board.scatter_(1, offsets, distances).view(-1, 1, rows, cols)
-    peaks = (board >= _highest_near(board)).to(distances.dtype)
-    return (_highest_near(peaks) - peaks).flatten(1).gather(1, offsets)
+def laid_out(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Scores at their places, float32 [L, 1, rows, cols]; minus infinity where no token lives. Offsets are int64."""
+    board = torch.full((len(scores), rows * cols), -torch.inf, device=scores.device)
+    return board.scatter_(1, offsets, scores).view(-1, 1, rows, cols)
 
 
-def _highest_near(board: torch.Tensor) -> torch.Tensor:
+def highest_near(board: torch.Tensor) -> torch.Tensor:
+    """The highest of each place and its up to eight neighbours."""
     return F.max_pool2d(board, kernel_size=3, stride=1, padding=1)
+
+
+def _is_beside_peak(distances: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    board = laid_out(distances, offsets, rows, cols)
+    peaks = (board >= highest_near(board)).to(distances.dtype)
+    return (highest_near(peaks) - peaks).flatten(1).gather(1, offsets)

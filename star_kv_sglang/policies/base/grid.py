@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+
+from star_kv_sglang.triton_ops.peak_ranks.reference import highest_near, laid_out
 
 
 def ranks(scores: torch.Tensor) -> torch.Tensor:
@@ -64,16 +65,5 @@ def is_peak(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -
         bool [U, V].
     """
     offsets = offsets.long()
-    board = _board(scores, offsets, rows, cols)
-    return scores >= _highest_near(board).flatten(1).gather(1, offsets)
-
-
-def _board(scores: torch.Tensor, offsets: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Scores at their places, float32 [U, 1, rows, cols]; minus infinity where no token lives. Offsets are int64."""
-    board = torch.full((scores.shape[0], rows * cols), -torch.inf, device=scores.device)
-    return board.scatter_(1, offsets, scores).view(-1, 1, rows, cols)
-
-
-def _highest_near(board: torch.Tensor) -> torch.Tensor:
-    """The highest of each place and its up to eight neighbours."""
-    return F.max_pool2d(board, kernel_size=3, stride=1, padding=1)
+    board = laid_out(scores, offsets, rows, cols)
+    return scores >= highest_near(board).flatten(1).gather(1, offsets)
